@@ -1,0 +1,67 @@
+"""The command line: one command, a table of verbs, one place for exit codes."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from vitjax import __version__, cpu
+from vitjax.errors import InputError, NonFiniteError, Preempted, suggest
+
+# Each verb is a module with main(argv) -> exit status.
+VERBS = {
+    "train": ("vitjax.train", "train a model, or go on with an interrupted run"),
+    "eval": ("vitjax.evaluate", "score a run's checkpoint on the sets of its config"),
+    "predict": ("vitjax.predict", "classify a folder or a file of images into a CSV"),
+}
+
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+
+
+def usage() -> str:
+    lines = [f"vitjax {__version__}: Vision Transformer pretraining, from one core to a pod", ""]
+    lines += ["usage: vitjax VERB [options]", ""]
+    lines += [f"  {verb:10} {text}" for verb, (_, text) in VERBS.items()]
+    lines += ["", "vitjax VERB --help shows a verb's options and an example."]
+    return "\n".join(lines)
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parses a verb's options; every --config.KEY=VALUE is set aside as "KEY=VALUE"."""
+    prefix = "--config."
+    rest, assignments = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith(prefix):
+            rest.append(word)
+            continue
+        assignment = word.removeprefix(prefix)
+        assignments.append(assignment if "=" in assignment else f"{assignment}={next(words, '')}")
+    return parser.parse_args(rest), assignments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb; returns the exit status (0 done, 2 wrong input, 75 preempted, 1 else)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return DONE if argv else WRONG_INPUT
+    if argv[0] == "--version":
+        print(__version__)
+        return DONE
+    if argv[0] not in VERBS:
+        print(f"vitjax: unknown verb {argv[0]!r}; {suggest(argv[0], VERBS)}", file=sys.stderr)
+        return WRONG_INPUT
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes on the machine
+    cpu.keep_freed_memory()
+    try:
+        return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
+    except InputError as error:
+        print(f"vitjax: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except NonFiniteError as error:
+        print(f"vitjax: {error}", file=sys.stderr)
+        return FAILED
+    except Preempted as error:
+        print(f"vitjax: {error}", file=sys.stderr)
+        return error.exit_code

@@ -1,0 +1,267 @@
+"""Configs: Python files with a `get_config`, overridden from the command line, locked.
+
+A component is a block with a `target`, the import path of a class or function, and its arguments:
+`{"target": "vitjax.objectives.supervised:Supervised", "label_smoothing": 0.1}`.
+"""
+
+import ast
+import importlib
+import inspect
+import json
+import runpy
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vitjax.errors import InputError, suggest
+
+Config = Any  # an ml_collections.ConfigDict, whose keys no type checker can know
+
+
+def base_config() -> Config:
+    """Every key that a training config has, with its default; experiments assign from here."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "total_steps": 1000,
+            "batch_size": 128,  # global
+            "eval_every": 0,  # steps; 0: only at the end. Likewise below
+            "log_every": 50,
+            "checkpoint_every": 0,
+            "model": {
+                "target": "vitjax.models.vit:vit",
+                "shape": None,  # a name such as "B/16", or the five numbers below
+                "width": None,
+                "depth": None,
+                "mlp_dim": None,
+                "num_heads": None,
+                "patch_size": None,
+                "num_classes": 1000,
+                "pool": "gap",
+                "positions": "learned",
+                "qkv_bias": True,
+                "norm_bias": True,
+                "qk_norm": False,
+                "parallel": False,
+                "activation": "gelu_tanh",
+                "eps": 1e-6,
+                "dropout_rate": 0.0,
+                "drop_path_rate": 0.0,
+                "scan": True,
+                "remat": "none",
+                "head_bias": 0.0,
+            },
+            "objective": {
+                "target": "vitjax.objectives.supervised:Supervised",
+                "loss_type": "softmax",
+                "label_smoothing": 0.0,
+            },
+            "data": {
+                "root": "",  # where files lie; the sources of data and evals refer to it
+                "source": {"target": ""},
+                "image_size": 224,
+                "channels": 3,
+                "mean": (0.5,),
+                "std": (0.5,),
+                "value_range": (0.0, 1.0),
+                "resize": "shorter_side",
+                "crop_fraction": 1.0,
+                "interpolation": "bicubic",
+                "transforms": (),  # on the host, for training; without any, as at evaluation
+                "num_threads": 2,
+                "num_ahead": 2,  # batches
+                "max_labels": None,  # of an example, for multi-label data
+                "max_unreadable_fraction": 0.01,
+            },
+            "augment": (),  # on the device, in order
+            "optimizer": {
+                "algorithm": {"target": "optax:scale_by_adam", "b1": 0.9, "b2": 0.999},
+                "schedule": {"target": "vitjax.schedules:cosine", "warmup_steps": 0},
+                "peak_lr": 1e-3,
+                "weight_decay": 0.0,  # times the learning rate, as in AdamW
+                "decay": ((".*/kernel", 1.0),),  # pattern and factor; the last match counts
+                "layer_decay": None,
+                "freeze": (),
+                "clip_norm": 1.0,
+                "accumulation_steps": 1,
+                "ema_decay": None,
+            },
+            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+            "precision": {"params": "float32", "compute": "auto"},
+            "evals": {},  # name: {target, ...}
+            "init": {"checkpoint": None, "skip": ()},  # skip: patterns that start afresh
+            "checkpoint": {
+                "keep_last": 2,
+                "keep_best": 1,
+                "metric": None,  # such as "eval/test/accuracy"; None: no best
+                "mode": "max",
+                "preempt_exit_code": 75,
+            },
+        }
+    )
+
+
+def config_folder() -> Path:
+    """Where the shipped configs lie: in the package once installed, else beside it."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def load_config(name: str) -> Config:
+    """Runs `get_config()` of a file, or of a shipped config by its name."""
+    shipped = sorted(p.relative_to(config_folder()).with_suffix("").as_posix()
+                     for p in config_folder().rglob("*.py"))  # fmt: skip
+    path = Path(name)
+    if not path.is_file():
+        key = name.removeprefix("configs/").removesuffix(".py")
+        if key not in shipped:
+            raise InputError(
+                f"no config {name!r}: neither a file nor shipped; {suggest(key, shipped)}"
+            )
+        path = config_folder() / f"{key}.py"
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+    except SyntaxError as error:
+        raise InputError(f"config {path}: {error}") from error
+    if get_config is None:
+        raise InputError(f"config {path} has no function get_config()")
+    config = get_config()
+    config.lock()
+    return config
+
+
+def parse_value(text: str) -> Any:
+    """A Python literal where it is one, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _fit_type(value: Any, old: Any, key: str) -> Any:
+    """Checks a new value against the type of the old one, which None leaves open."""
+    if isinstance(old, ConfigDict):
+        raise InputError(f"--config.{key} is a block; set one of its keys: {', '.join(old)}")
+    if old is None or value is None:
+        return value
+    if isinstance(old, float) and type(value) is int:
+        return float(value)
+    if isinstance(old, str):
+        return str(value)
+    if isinstance(old, tuple | list):
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    if type(value) is not type(old):
+        raise InputError(
+            f"--config.{key}={value!r} is of type {type(value).__name__}; "
+            f"it must be {type(old).__name__}, as the default {old!r}"
+        )
+    return value
+
+
+def override(config: Config, assignments: Iterable[str]) -> Config:
+    """Applies "optimizer.peak_lr=3e-4" and the like, in order, in place.
+
+    Raises:
+      InputError: an unknown key (with the nearest real one), or a value of another type.
+    """
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--config.{key} needs a value: --config.{key}=VALUE")
+        *parents, last = key.split(".")
+        node: Any = config
+        for depth, part in enumerate([*parents, last]):
+            path = ".".join([*parents, last][: depth + 1])
+            if isinstance(node, tuple | list) and part.isdigit() and int(part) < len(node):
+                part = int(part)
+            elif not isinstance(node, Mapping | ConfigDict) or part not in node:
+                allowed = list(node) if isinstance(node, Mapping | ConfigDict) else []
+                raise InputError(f"unknown config key {path!r}; {suggest(str(part), allowed)}")
+            if depth < len(parents):
+                node = node[part]
+            else:
+                node[part] = _fit_type(parse_value(text), node[part], key)
+    return config
+
+
+def plain(value: Any) -> Any:
+    """A config as plain dicts, tuples and numbers."""
+    if isinstance(value, ConfigDict | Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(plain(v) for v in value)
+    return value
+
+
+def resolve(target: str) -> Any:
+    """The object at "package.module:name"."""
+    module, colon, name = target.partition(":")
+    if not colon:
+        raise InputError(f"target {target!r} is not of the form 'package.module:name'")
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"target {target!r}: cannot import {module!r}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise InputError(
+                f"target {target!r}: {suggest(part, [n for n in dir(found) if n[0] != '_'])}"
+            )
+        found = getattr(found, part)
+    return found
+
+
+def build(spec: Mapping[str, Any], **given: Any) -> Any:
+    """Calls a block's target with its arguments and the given ones.
+
+    Of the given arguments those are passed that the target takes.
+
+    Raises:
+      InputError: no such target, or arguments that it does not take or still needs.
+    """
+    spec = plain(spec)
+    target = spec.pop("target", "")
+    function = resolve(target)
+    parameters = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in spec:
+            if name not in parameters or name in given:
+                allowed = [p for p in parameters if p not in given]
+                raise InputError(f"{target} takes no argument {name!r}; {suggest(name, allowed)}")
+        given = {k: v for k, v in given.items() if k in parameters}
+    arguments = spec | given
+    for name, parameter in parameters.items():
+        is_plain = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_plain and parameter.default is parameter.empty and name not in arguments:
+            raise InputError(
+                f"{target} needs the argument {name!r}, which the config does not give"
+            )
+    return function(**arguments)
+
+
+def build_all(specs: Sequence[Mapping[str, Any]], **given: Any) -> list[Any]:
+    """Builds each block of a list."""
+    return [build(spec, **given) for spec in specs]
+
+
+def to_json(config: ConfigDict | Mapping) -> str:
+    return json.dumps(plain(config), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> Config:
+    """The config of a run directory; lists come back as tuples."""
+    return ConfigDict(plain(json.loads(text)))
+
+
+def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
+    """The dotted keys in which two plain configs differ."""
+    keys = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            keys += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            keys.append(f"{prefix}{key}: {a!r} there, {b!r} here")
+    return keys

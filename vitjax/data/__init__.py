@@ -1,0 +1,1 @@
+"""Data: sources (random access), transforms (host), augment (device), loader (order and shards)."""

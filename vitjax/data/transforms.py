@@ -1,0 +1,161 @@
+"""Per-example transforms on the host, for training: pure functions of (image, generator).
+
+What can run on the device lives in `augment`; here is what must happen before images of one size
+can be batched, and RandAugment.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageEnhance, ImageOps
+
+from vitjax.errors import InputError
+
+
+def _to_pil(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+    array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random part of the image, resized to the model's size.
+
+    Attributes:
+      image_size: given by the data config.
+      min_area, max_area: the part's area over the image's.
+      min_aspect, max_aspect: the part's width over its height.
+
+    Source: Szegedy et al. 2015 (arXiv 1409.4842); ten tries, then the whole image's centre.
+    """
+
+    image_size: int
+    min_area: float = 0.08
+    max_area: float = 1.0
+    min_aspect: float = 3 / 4
+    max_aspect: float = 4 / 3
+
+    def __post_init__(self):
+        if not 0 < self.min_area <= self.max_area <= 1:
+            raise InputError(
+                f"RandomResizedCrop needs 0 < min_area <= max_area <= 1, "
+                f"got {self.min_area} and {self.max_area}"
+            )
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "Y X C"], generator: np.random.Generator
+    ) -> UInt8[np.ndarray, "S S C"]:
+        height, width = image.shape[:2]
+        side = min(height, width)
+        box = ((width - side) // 2, (height - side) // 2, side, side)
+        for _ in range(10):
+            area = height * width * generator.uniform(self.min_area, self.max_area)
+            log_aspect = generator.uniform(math.log(self.min_aspect), math.log(self.max_aspect))
+            w = round(math.sqrt(area * math.exp(log_aspect)))
+            h = round(math.sqrt(area / math.exp(log_aspect)))
+            if 0 < w <= width and 0 < h <= height:
+                left = int(generator.integers(0, width - w + 1))
+                top = int(generator.integers(0, height - h + 1))
+                box = (left, top, w, h)
+                break
+        left, top, w, h = box
+        size = (self.image_size, self.image_size)
+        resized = _to_pil(image).resize(
+            size, Image.Resampling.BILINEAR, box=(left, top, left + w, top + h)
+        )
+        return _to_array(resized)
+
+
+def _affine(matrix):
+    """Applies (a, b, c, d, e, f) about the image's centre; the gap becomes grey."""
+
+    def apply(image):
+        a, b, c, d, e, f = matrix
+        x, y = (image.width - 1) / 2, (image.height - 1) / 2
+        centred = (a, b, c + x - a * x - b * y, d, e, f + y - d * x - e * y)
+        grey = 128 if image.mode == "L" else (128, 128, 128)
+        return image.transform(
+            image.size, Image.Transform.AFFINE, centred, Image.Resampling.NEAREST, fillcolor=grey
+        )
+
+    return apply
+
+
+def _rotate(image, level):
+    c, s = math.cos(math.radians(30 * level)), math.sin(math.radians(30 * level))
+    return _affine((c, s, 0, -s, c, 0))(image)
+
+
+def _solarize_add(image, level):
+    shifted = image.point(lambda value: min(255, value + int(110 * abs(level))))
+    return Image.composite(shifted, image, image.convert("L").point(lambda v: 255 * (v < 128)))
+
+
+def _cutout(image, level, generator):
+    half = int(40 * abs(level) * image.width / 224)
+    x, y = int(generator.integers(image.width)), int(generator.integers(image.height))
+    array = np.array(image)
+    array[max(0, y - half) : y + half, max(0, x - half) : x + half] = 128
+    return Image.fromarray(array)
+
+
+# Every operation takes a level in [-1, 1]; the sign is random where direction has a meaning.
+_OPERATIONS = {
+    "autocontrast": lambda im, _: ImageOps.autocontrast(im),
+    "equalize": lambda im, _: ImageOps.equalize(im),
+    "invert": lambda im, _: ImageOps.invert(im),
+    "rotate": _rotate,
+    "posterize": lambda im, v: ImageOps.posterize(im, max(1, 8 - round(4 * abs(v)))),
+    "solarize": lambda im, v: ImageOps.solarize(im, 256 - int(256 * abs(v))),
+    "solarize_add": _solarize_add,
+    "color": lambda im, v: ImageEnhance.Color(im).enhance(1 + 0.9 * v),
+    "contrast": lambda im, v: ImageEnhance.Contrast(im).enhance(1 + 0.9 * v),
+    "brightness": lambda im, v: ImageEnhance.Brightness(im).enhance(1 + 0.9 * v),
+    "sharpness": lambda im, v: ImageEnhance.Sharpness(im).enhance(1 + 0.9 * v),
+    "shear_x": lambda im, v: _affine((1, 0.3 * v, 0, 0, 1, 0))(im),
+    "shear_y": lambda im, v: _affine((1, 0, 0, 0.3 * v, 1, 0))(im),
+    "translate_x": lambda im, v: _affine((1, 0, 100 / 224 * im.width * v, 0, 1, 0))(im),
+    "translate_y": lambda im, v: _affine((1, 0, 0, 0, 1, 100 / 224 * im.height * v))(im),
+    "cutout": _cutout,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """Applies `num_layers` operations drawn at random, all at one magnitude.
+
+    Attributes:
+      magnitude: 0 (weak) to 30; 10 is every operation at a third of its range.
+
+    Source: Cubuk et al. 2019 (arXiv 1909.13719), with the sixteen operations of the version
+    behind arXiv 2205.01580. Enhancements are drawn around the identity in both directions, and
+    translations and cutouts are relative to a 224-pixel image.
+    """
+
+    num_layers: int = 2
+    magnitude: float = 10
+
+    def __post_init__(self):
+        if self.num_layers < 1 or not 0 <= self.magnitude <= 30:
+            raise InputError(
+                f"RandAugment needs num_layers >= 1 and 0 <= magnitude <= 30, "
+                f"got {self.num_layers} and {self.magnitude}"
+            )
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "Y X C"], generator: np.random.Generator
+    ) -> UInt8[np.ndarray, "Y X C"]:
+        opened = _to_pil(image)
+        for name in generator.choice(list(_OPERATIONS), self.num_layers):
+            level = self.magnitude / 30 * (1 if generator.random() < 0.5 else -1)
+            if name == "cutout":
+                opened = _cutout(opened, level, generator)
+            else:
+                opened = _OPERATIONS[name](opened, level)
+        return _to_array(opened)

@@ -1,0 +1,213 @@
+"""From a config to everything that a run needs, checked before any work starts."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vitjax import config as config_lib
+from vitjax import parallel
+from vitjax.config import Config
+from vitjax.data.loader import Loader
+from vitjax.data.preprocess import Preprocess
+from vitjax.errors import InputError
+from vitjax.models.functional import Model
+from vitjax.optim import make_optimizer
+from vitjax.state import TrainState, init_state, make_train_step
+
+PREPROCESS_KEYS = [field.name for field in dataclasses.fields(Preprocess)]
+LOADER_KEYS = ["num_threads", "max_labels", "max_unreadable_fraction"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts of a run.
+
+    Attributes:
+      train_step: pure, not jitted: (state, batch) -> (state, metrics).
+      init_state: pure, not jitted: () -> state.
+      schedule: updates done -> fraction of the peak learning rate.
+      state_shardings: of every leaf of the state.
+
+    No data is touched here, so that a run can be planned where its data is not.
+    """
+
+    config: Config
+    mesh: Mesh
+    preprocess: Preprocess
+    model: Model
+    objective: Any
+    schedule: Callable
+    train_step: Callable
+    init_state: Callable[[], TrainState]
+    abstract_state: TrainState
+    state_shardings: TrainState
+
+    @property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a global training batch, with their shardings."""
+        return abstract_batch(self.config, self.mesh)
+
+    @property
+    def state_target(self) -> TrainState:
+        """Shapes and shardings of the state: what a restore fills."""
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            self.abstract_state,
+            self.state_shardings,
+        )
+
+    def compile(self) -> Any:
+        """The training step for this mesh, compiled ahead of its first call."""
+        step = jax.jit(
+            self.train_step,
+            donate_argnums=0,
+            out_shardings=(self.state_shardings, parallel.replicated(self.mesh)),
+        )
+        return step.lower(self.state_target, self.abstract_batch).compile()
+
+    def fresh_state(self) -> TrainState:
+        return jax.jit(self.init_state, out_shardings=self.state_shardings)()
+
+    def contract(self, class_names: tuple[str, ...] | None) -> dict[str, Any]:
+        """What a checkpoint says of itself to whoever loads it."""
+        return {
+            "format": "vitjax-1",
+            "model": config_lib.plain(self.config.model),
+            "description": dict(self.model.description),
+            "preprocess": dataclasses.asdict(self.preprocess),
+            "class_names": class_names,
+            "loss_type": getattr(self.objective, "loss_type", None),
+            "precision": config_lib.plain(self.config.precision),
+        }
+
+
+def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    sharding = parallel.batch_sharding(mesh)
+    size, rows = config.data.image_size, config.batch_size
+    labels = (rows,) if config.data.max_labels is None else (rows, config.data.max_labels)
+    return {
+        "images": jax.ShapeDtypeStruct(
+            (rows, size, size, config.data.channels), np.uint8, sharding=sharding
+        ),
+        "labels": jax.ShapeDtypeStruct(labels, np.int32, sharding=sharding),
+    }
+
+
+def _check_numbers(config: Config, mesh: Mesh) -> None:
+    for name in ("total_steps", "batch_size", "log_every"):
+        if config[name] < 1:
+            raise InputError(f"{name} must be at least 1, got {config[name]}")
+    for name in ("eval_every", "checkpoint_every"):
+        if config[name] < 0:
+            raise InputError(f"{name} must be 0 (only at the end) or more, got {config[name]}")
+    shards, parts = parallel.batch_shards(mesh), config.optimizer.accumulation_steps
+    if parts < 1:
+        raise InputError(f"optimizer.accumulation_steps must be at least 1, got {parts}")
+    if config.batch_size % (shards * parts):
+        raise InputError(
+            f"batch_size {config.batch_size} is not divisible by {shards} data-parallel devices "
+            f"x {parts} accumulation steps = {shards * parts}"
+        )
+
+
+def make_preprocess(config: Config) -> Preprocess:
+    return Preprocess(**{k: config.data[k] for k in PREPROCESS_KEYS})
+
+
+def make_model(model: Any, preprocess: Preprocess, precision: parallel.Precision) -> Model:
+    """The model that a config's block describes."""
+    return config_lib.build(
+        model,
+        image_size=preprocess.image_size,
+        channels=preprocess.channels,
+        precision=precision,
+    )
+
+
+def build(config: Config, *, devices: list | None = None) -> Experiment:
+    """Builds every part of a run from its config.
+
+    Raises:
+      InputError: anything in the config that cannot work, before anything is computed.
+    """
+    mesh = parallel.make_mesh(config_lib.plain(config.mesh), devices)
+    _check_numbers(config, mesh)
+    precision = parallel.make_precision(**config.precision)
+    preprocess = make_preprocess(config)
+    model = make_model(config.model, preprocess, precision)
+    objective = config_lib.build(config.objective, model=model)
+    batch = abstract_batch(config, mesh)
+    params = jax.eval_shape(lambda: objective.init(jax.random.key(0), batch)[0])
+
+    settings = config_lib.plain(config.optimizer)
+    parts, ema_decay = settings.pop("accumulation_steps"), settings.pop("ema_decay")
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise InputError(f"optimizer.ema_decay must be in (0, 1) or None, got {ema_decay}")
+    schedule = config_lib.build(settings.pop("schedule"), total_steps=config.total_steps)
+    algorithm = config_lib.build(settings.pop("algorithm"))
+    optimizer = make_optimizer(params, algorithm=algorithm, schedule=schedule, **settings)
+
+    def fresh():
+        return init_state(
+            objective, optimizer, batch, seed=config.seed, use_ema=ema_decay is not None
+        )
+
+    train_step = make_train_step(
+        objective,
+        optimizer,
+        preprocess,
+        augment=config_lib.build_all(config.augment),
+        accumulation_steps=parts,
+        ema_decay=ema_decay,
+    )
+    abstract_state = jax.eval_shape(fresh)
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        preprocess=preprocess,
+        model=model,
+        objective=objective,
+        schedule=schedule,
+        train_step=train_step,
+        init_state=fresh,
+        abstract_state=abstract_state,
+        state_shardings=parallel.tree_shardings(abstract_state, mesh),
+    )
+
+
+def make_loader(config: Config, source: Any, preprocess: Preprocess, *, training: bool) -> Loader:
+    """Opens a source of the config, checked against the model's head."""
+    if not source.get("target"):
+        raise InputError("data.source.target is not set: give the import path of a source")
+    loaded = config_lib.build(source)
+    if loaded.num_classes > config.model.get("num_classes", loaded.num_classes):
+        raise InputError(
+            f"the data has {loaded.num_classes} classes, more than the head's "
+            f"model.num_classes={config.model.num_classes}"
+        )
+    transforms = config.data.transforms if training else ()
+    return Loader(
+        loaded,
+        preprocess,
+        transforms=config_lib.build_all(transforms, image_size=preprocess.image_size),
+        **{k: config.data[k] for k in LOADER_KEYS},
+    )
+
+
+def make_evaluators(experiment: Experiment) -> dict[str, Callable[[TrainState], dict[str, float]]]:
+    """The evaluators that the config names, with their data opened."""
+    config, evaluators = experiment.config, {}
+    for name, block in config.evals.items():
+        spec = config_lib.plain(block)
+        source = spec.pop("source", None)
+        if source is None:
+            raise InputError(f"evals.{name} has no source")
+        loader = make_loader(config, source, experiment.preprocess, training=False)
+        evaluators[name] = config_lib.build(
+            spec, objective=experiment.objective, loader=loader, mesh=experiment.mesh
+        )
+    return evaluators

@@ -1,0 +1,1 @@
+"""Models: modules that only define layers, used functionally through `functional.Model`."""

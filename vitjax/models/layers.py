@@ -1,0 +1,233 @@
+"""The layers of a Vision Transformer.
+
+Array letters: B batch, N tokens, D width, H heads, K head width, F MLP width.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vitjax.parallel import Precision
+
+ACTIVATIONS = {
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+class Linear(nnx.Module):
+    """A dense layer between groups of dimensions: kernel `[*in_dims, *out_dims]`.
+
+    All leading dimensions are flattened into one before the product: on CPUs a single large
+    matrix product beats a batch of small ones, elsewhere the reshape is free.
+    """
+
+    def __init__(
+        self,
+        in_dims: Sequence[int],
+        out_dims: Sequence[int],
+        *,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
+        fan_out: int | None = None,
+        zero_init: bool = False,
+        bias_value: float = 0.0,
+    ):
+        """Draws the kernel from Xavier's uniform distribution.
+
+        Args:
+          in_dims, out_dims: the dimensions contracted and produced.
+          fan_out: the output width that sets the scale; the product of `out_dims` by default.
+            A fused projection of query, key and value keeps the scale of a single one.
+          zero_init: start from a kernel of zeros instead.
+          bias_value: where the bias starts.
+        """
+        shape = (*in_dims, *out_dims)
+        fan_in = math.prod(in_dims)
+        limit = math.sqrt(6.0 / (fan_in + (fan_out or math.prod(out_dims))))
+        if zero_init:
+            kernel = jnp.zeros(shape, precision.params)
+        else:
+            kernel = jax.random.uniform(rngs.params(), shape, precision.params, -limit, limit)
+        self.kernel = nnx.Param(kernel)
+        self.bias = (
+            nnx.Param(jnp.full(out_dims, bias_value, precision.params)) if use_bias else None
+        )
+        self.num_in = len(in_dims)
+        self.precision = precision
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        p = self.precision
+        lead, in_dims = x.shape[: -self.num_in], x.shape[-self.num_in :]
+        out_dims = self.kernel.shape[self.num_in :]
+        kernel = p.compute_cast(self.kernel[...]).reshape(math.prod(in_dims), math.prod(out_dims))
+        y = p.compute_cast(x).reshape(math.prod(lead), math.prod(in_dims)) @ kernel
+        if self.bias is not None:
+            y = y + p.compute_cast(self.bias[...]).reshape(1, math.prod(out_dims))
+        return y.reshape(*lead, *out_dims)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last dimension, computed in float32."""
+
+    def __init__(self, dim: int, *, precision: Precision, eps: float, use_bias: bool):
+        self.scale = nnx.Param(jnp.ones((dim,), precision.params))
+        self.bias = nnx.Param(jnp.zeros((dim,), precision.params)) if use_bias else None
+        self.eps = eps
+        self.precision = precision
+
+    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
+        p = self.precision
+        x32 = p.full_cast(x)
+        ones = (1,) * (x.ndim - 1)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        variance = (centred * centred).mean(-1, keepdims=True)
+        scale = p.full_cast(self.scale[...]).reshape(*ones, -1)
+        y = centred * (jax.lax.rsqrt(variance + self.eps) * scale)
+        if self.bias is not None:
+            y = y + p.full_cast(self.bias[...]).reshape(*ones, -1)
+        return p.compute_cast(y)
+
+
+def attend(
+    query: Float[Array, "B H N K"],
+    key: Float[Array, "B H M K"],
+    value: Float[Array, "B H M K"],
+    precision: Precision,
+) -> tuple[Float[Array, "B H N K"], Float[Array, "B H N M"]]:
+    """Softmax attention with the softmax in float32; returns the mixed values and the weights."""
+    logits = jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1)
+    mixed = jnp.einsum("bhnm,bhmk->bhnk", precision.compute_cast(weights), value)
+    return mixed, weights
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused projection of query, key and value."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        qkv_bias: bool,
+        qk_norm: bool,
+        eps: float,
+    ):
+        head_dim = width // num_heads
+        make = {"precision": precision, "rngs": rngs}
+        self.qkv = Linear(
+            (width,), (3, num_heads, head_dim), use_bias=qkv_bias, fan_out=width, **make
+        )
+        norm = {"precision": precision, "eps": eps, "use_bias": False}
+        self.query_norm = LayerNorm(head_dim, **norm) if qk_norm else None
+        self.key_norm = LayerNorm(head_dim, **norm) if qk_norm else None
+        self.out = Linear((num_heads, head_dim), (width,), **make)
+        self.precision = precision
+
+    def __call__(
+        self, x: Float[Array, "B N D"]
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H N N"]]:
+        query, key, value = jnp.transpose(self.qkv(x), (2, 0, 3, 1, 4))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        mixed, weights = attend(query, key, value, self.precision)
+        return self.out(jnp.transpose(mixed, (0, 2, 1, 3))), weights
+
+
+class Mlp(nnx.Module):
+    """Two dense layers with an activation between."""
+
+    def __init__(
+        self, width: int, mlp_dim: int, *, activation: str, precision: Precision, rngs: nnx.Rngs
+    ):
+        self.up = Linear((width,), (mlp_dim,), precision=precision, rngs=rngs)
+        self.down = Linear((mlp_dim,), (width,), precision=precision, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+def dropout(
+    x: Float[Array, "B N D"], rate: float | Float[Array, ""], key: jax.Array | None, *, whole: bool
+) -> Float[Array, "B N D"]:
+    """Zeroes values (or with `whole` an example's entire branch) and rescales the rest.
+
+    `key=None` means inference: nothing is dropped.
+    """
+    if key is None:
+        return x
+    keep = 1.0 - jnp.asarray(rate, x.dtype)
+    shape = (x.shape[0], 1, 1) if whole else x.shape
+    kept = jax.random.bernoulli(key, keep.astype(jnp.float32), shape)
+    return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
+
+
+class Block(nnx.Module):
+    """A pre-norm Transformer block, sequential or parallel (ViT-22B)."""
+
+    def __init__(
+        self,
+        width: int,
+        mlp_dim: int,
+        num_heads: int,
+        *,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        activation: str,
+        eps: float,
+        qkv_bias: bool,
+        norm_bias: bool,
+        qk_norm: bool,
+        parallel: bool,
+        dropout_rate: float,
+        use_drop_path: bool,
+    ):
+        norm = {"precision": precision, "eps": eps, "use_bias": norm_bias}
+        make = {"precision": precision, "rngs": rngs}
+        self.norm1 = LayerNorm(width, **norm)
+        self.attention = Attention(
+            width, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, eps=eps, **make
+        )
+        self.norm2 = None if parallel else LayerNorm(width, **norm)
+        self.mlp = Mlp(width, mlp_dim, activation=activation, **make)
+        self.dropout_rate = dropout_rate
+        self.use_drop_path = use_drop_path
+
+    def _drop(self, y, key, index, drop_path):
+        if key is None:
+            return y
+        if self.dropout_rate:
+            y = dropout(y, self.dropout_rate, jax.random.fold_in(key, 2 * index), whole=False)
+        if self.use_drop_path:
+            y = dropout(y, drop_path, jax.random.fold_in(key, 2 * index + 1), whole=True)
+        return y
+
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        key: jax.Array | None,
+        drop_path: Float[Array, ""],
+    ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
+        """Returns the tokens, and what was computed on the way."""
+        normed = self.norm1(x)
+        attended, weights = self.attention(normed)
+        x = x + self._drop(attended, key, 0, drop_path)
+        transformed = self.mlp(normed if self.norm2 is None else self.norm2(x))
+        x = x + self._drop(transformed, key, 1, drop_path)
+        seen = {
+            "norm1": normed,
+            "attention": attended,
+            "attention_weights": weights,
+            "mlp": transformed,
+            "output": x,
+        }
+        return x, seen
