@@ -10,11 +10,11 @@ from vitjax.config import base_config
 
 def get_config():
     config = base_config()
-    config.total_steps = 900
+    config.total_steps = 1300
     config.batch_size = 128
     config.log_every = 25
-    config.eval_every = 150
-    config.checkpoint_every = 150
+    config.eval_every = 200
+    config.checkpoint_every = 200
 
     config.model.update(width=64, depth=4, mlp_dim=256, num_heads=4, patch_size=2)
     config.model.num_classes = 10

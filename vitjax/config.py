@@ -172,18 +172,25 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             raise InputError(f"--config.{key} needs a value: --config.{key}=VALUE")
         *parents, last = key.split(".")
         node: Any = config
-        for depth, part in enumerate([*parents, last]):
-            path = ".".join([*parents, last][: depth + 1])
-            if isinstance(node, tuple | list) and part.isdigit() and int(part) < len(node):
-                part = int(part)
-            elif not isinstance(node, Mapping | ConfigDict) or part not in node:
-                allowed = list(node) if isinstance(node, Mapping | ConfigDict) else []
-                raise InputError(f"unknown config key {path!r}; {suggest(str(part), allowed)}")
-            if depth < len(parents):
-                node = node[part]
-            else:
-                node[part] = _fit_type(parse_value(text), node[part], key)
+        for depth, part in enumerate(parents):
+            node = node[_member(node, part, ".".join(parents[: depth + 1]))]
+        name = _member(node, last, key)
+        if isinstance(node, tuple | list):
+            raise InputError(f"--config.{key} is a block; set one of its keys")
+        node[name] = _fit_type(parse_value(text), node[name], key)
     return config
+
+
+def _member(node: Any, part: str, key: str) -> str | int:
+    """The key or index that `part` means in a block or a list of blocks."""
+    if isinstance(node, tuple | list) and part.isdigit() and int(part) < len(node):
+        return int(part)
+    allowed = list(node) if isinstance(node, Mapping | ConfigDict) else []
+    if isinstance(node, tuple | list):
+        allowed = [str(i) for i in range(len(node))]
+    if part not in allowed or isinstance(node, tuple | list):
+        raise InputError(f"unknown config key {key!r}; {suggest(part, allowed)}")
+    return part
 
 
 def plain(value: Any) -> Any:
@@ -221,17 +228,17 @@ def build(spec: Mapping[str, Any], **given: Any) -> Any:
     Raises:
       InputError: no such target, or arguments that it does not take or still needs.
     """
-    spec = plain(spec)
-    target = spec.pop("target", "")
+    arguments: dict[str, Any] = plain(spec)
+    target = arguments.pop("target", "")
     function = resolve(target)
     parameters = inspect.signature(function).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for name in spec:
+        for name in arguments:
             if name not in parameters or name in given:
                 allowed = [p for p in parameters if p not in given]
                 raise InputError(f"{target} takes no argument {name!r}; {suggest(name, allowed)}")
         given = {k: v for k, v in given.items() if k in parameters}
-    arguments = spec | given
+    arguments |= given
     for name, parameter in parameters.items():
         is_plain = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if is_plain and parameter.default is parameter.empty and name not in arguments:

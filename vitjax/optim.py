@@ -5,6 +5,7 @@
 The algorithm is any `scale_by_...` transformation by import path, ours below or optax's own.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -166,9 +167,8 @@ def scale_by_muon(
             found = dims(path_name(path))
             if found is None:
                 return update
-            sides = [[update.shape[d] for d in side] for side in found]
-            largest = max(jnp.prod(jnp.asarray(side)) for side in sides)
-            return update * (0.2 * jnp.sqrt(largest.astype(update.dtype)))
+            largest = max(math.prod(update.shape[d] for d in side) for side in found)
+            return update * (0.2 * math.sqrt(largest))
 
         return jax.tree.map_with_path(leaf, updates)
 
@@ -226,7 +226,7 @@ def make_optimizer(
     if layer_decay is not None:
         scales = layer_scales(params, layer_decay)
         chain.append(optax.stateless(lambda updates, _: _multiply(updates, scales)))
-    chain.append(optax.scale_by_learning_rate(lambda count: peak_lr * schedule(count)))
+    chain.append(optax.scale_by_learning_rate(lambda count: peak_lr * schedule(jnp.asarray(count))))
     optimizer = optax.chain(*chain)
     if not freeze:
         return optimizer

@@ -65,8 +65,11 @@ def decode(image: bytes | np.ndarray, channels: int) -> UInt8[np.ndarray, "Y X C
 def read_dicom(path: Path, channels: int) -> UInt8[np.ndarray, "Y X C"]:
     """One DICOM frame as the file asks it to be shown (rescale, window, MONOCHROME1 inverted)."""
     try:
-        import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        import pydicom  # pyright: ignore[reportMissingImports]
+        from pydicom.pixels import (  # pyright: ignore[reportMissingImports]
+            apply_modality_lut,
+            apply_voi_lut,
+        )
     except ImportError as error:
         raise InputError(f"{path} is a DICOM file: pip install 'vitjax[medical]'") from error
     try:

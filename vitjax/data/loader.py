@@ -178,7 +178,7 @@ class Loader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Steps:
+class _Steps(Sequence):
     """A function of the step as a random-access source, for Grain."""
 
     def __init__(self, read):
@@ -187,5 +187,5 @@ class _Steps:
     def __len__(self) -> int:
         return 2**40
 
-    def __getitem__(self, step: int) -> HostBatch:
+    def __getitem__(self, step):
         return self._read(step)

@@ -1,12 +1,14 @@
 """The order in which examples are seen, as a pure function of (seed, position)."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Int
 
 ROUNDS = 6
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: Any) -> Any:
     """SplitMix64's finaliser: a bijection of 64-bit words that spreads every bit over all."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -5,6 +5,7 @@ trained for.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,9 +65,12 @@ class Preprocess:
             raise InputError(f"crop_fraction must be in (0, 1], got {self.crop_fraction}")
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Preprocess":
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
         """Rebuilds the contract from JSON."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        read: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**read)
 
     def fit(self, image: UInt8[np.ndarray, "Y X C"]) -> UInt8[np.ndarray, "S S C"]:
         """Resizes (and crops) a decoded image to the model's size, on the host."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from vitjax.data.loader import Loader
@@ -47,7 +48,7 @@ class Classification:
         for batch in self._loader.eval_batches(self._batch_size):
             batch = to_global(batch, self._mesh)
             totals.append(self._sums(state.eval_params, state.extra, batch))
-        loss, right, count = sum(jax.device_get(totals))
+        loss, right, count = np.sum(jax.device_get(totals), axis=0)
         return {
             "loss": float(loss / count),
             "accuracy": float(right / count),

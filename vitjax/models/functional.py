@@ -6,6 +6,7 @@ optimizers, EMA, checkpoints and sharding are ordinary tree operations.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ class Model:
       flops_per_image: forward FLOPs (2 x MAC) of one image.
     """
 
-    module: type[nnx.Module]
+    module: Callable[..., nnx.Module]
     arguments: tuple[tuple[str, Any], ...]
     description: tuple[tuple[str, Any], ...] = ()
     flops_per_image: int = 0

@@ -4,6 +4,7 @@ Array letters: B batch, Y X image, N tokens, L layers, D width, C classes.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +195,7 @@ class ViT(nnx.Module):
         key: jax.Array | None = None,
         *,
         intermediates: bool = False,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """Runs the network.
 
         Args:
@@ -220,7 +221,7 @@ class ViT(nnx.Module):
             embedding = self.pool(tokens)
         else:
             embedding = self.precision.compute_cast(self.precision.full_cast(tokens).mean(1))
-        out = {"tokens": tokens, "embedding": embedding}
+        out: dict[str, Any] = {"tokens": tokens, "embedding": embedding}
         if self.head is not None:
             out["logits"] = self.precision.full_cast(self.head(embedding))
         if intermediates:
@@ -279,11 +280,11 @@ def vit(
     numbers = {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
     if named:
         numbers = {k: getattr(named, k) if v is None else v for k, v in numbers.items()}
-    patch = patch_size or named_patch
-    missing = [k for k, v in (numbers | {"patch_size": patch}).items() if not v]
+    patch = patch_size or named_patch or 0
+    missing = [k for k, v in (numbers | {"patch_size": patch}).items() if not v or v < 0]
     if missing:
         raise InputError(f"model.shape is not set, so model.{missing[0]} must be a positive number")
-    encoder = Shape(**numbers)
+    encoder = Shape(**{k: int(v or 0) for k, v in numbers.items()})
     for name, value, allowed in (
         ("pool", pool, POOLS),
         ("positions", positions, POSITIONS),

@@ -8,7 +8,7 @@ from vitjax.errors import InputError
 
 
 @functools.cache
-def _example_class():
+def _example_class() -> Any:
     """The tf.train.Example message: a map from names to lists of bytes, floats or integers."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -99,7 +99,7 @@ class ArrayRecord:
         paths = sorted(glob.glob(pattern))
         if not paths:
             raise InputError(f"no files match {pattern!r}")
-        self._records = grain.sources.ArrayRecordDataSource(paths)
+        self._records: Any = grain.sources.ArrayRecordDataSource(paths)
         self._image, self._label, self._multi = image, label, multi_label
         self.class_names = None
         self.num_classes = num_classes

@@ -68,7 +68,7 @@ class Digits(Arrays):
             )
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         order = np.random.default_rng(0).permutation(len(digits.target))
         test = len(order) // 5 + 1
         rows = np.sort(order[:test] if split == "test" else order[test:])

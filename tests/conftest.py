@@ -1,0 +1,53 @@
+"""Eight virtual devices, strict JAX, run-time shape checks, one compilation cache for all."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("vitjax", "beartype.beartype")
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", os.environ.get("VITJAX_TEST_CACHE", "/tmp/vitjax-test-cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Real data that is not part of the project; tests that need it skip where there is none."""
+    for place in (os.environ.get("VITJAX_TEST_DATA"), ROOT.parent / "shared" / "data"):
+        if place and Path(place).is_dir():
+            return Path(place)
+    pytest.skip("no test data: set VITJAX_TEST_DATA")
+
+
+def tiny_config(**changes):
+    """The quickstart's config, shrunk to seconds."""
+    from vitjax import config as config_lib
+
+    config = config_lib.load_config("quickstart")
+    config.update(total_steps=8, batch_size=32, log_every=1, eval_every=4, checkpoint_every=4)
+    config.model.update(width=32, depth=2, mlp_dim=64, num_heads=2, scan=True)
+    config.optimizer.schedule.warmup_steps = 2
+    config.mesh = {"replica": 1, "fsdp": 1, "tensor": 1}
+    config.checkpoint.keep_last = 10
+    config.evals.test.batch_size = 128
+    return config_lib.override(config, [f"{k.replace('__', '.')}={v}" for k, v in changes.items()])
+
+
+@pytest.fixture
+def make_config():
+    return tiny_config
