@@ -6,16 +6,22 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from jaxtyping import install_import_hook
+from vitjax import cpu
 
-install_import_hook("vitjax", "beartype.beartype")
+cpu.give_virtual_devices_threads()
 
-import jax
-import pytest
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("vitjax", "typecheck.check")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", os.environ.get("VITJAX_TEST_CACHE", "/tmp/vitjax-test-cache"))
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("VITJAX_TEST_CACHE", "/tmp/vitjax-test-cache")
+)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

@@ -29,7 +29,9 @@ def images(batch=2, size=16, seed=0):
 
 @pytest.mark.parametrize("pool", ["cls", "gap", "map"])
 @pytest.mark.parametrize("positions", ["learned", "sincos2d"])
-@pytest.mark.parametrize("variant", [{}, {"parallel": True, "qk_norm": True, "qkv_bias": False, "norm_bias": False}])
+@pytest.mark.parametrize(
+    "variant", [{}, {"parallel": True, "qk_norm": True, "qkv_bias": False, "norm_bias": False}]
+)
 def test_the_count_equals_the_built_model(pool, positions, variant):
     model = vit(**SMALL, pool=pool, positions=positions, **variant)
     assert sum(shapes.count_params(geometry(model)).values()) == model.num_params
@@ -55,7 +57,9 @@ def test_published_table(name, params, at_224, at_384):
     encoder, patch = shapes.parse_shape(name)
 
     def gflop(size):  # the published numbers count every operation, and the head of JFT
-        g = shapes.Geometry(encoder, patch, size, 3, 29_593, "gap", "learned", *[True] * 2, *[False] * 2)
+        g = shapes.Geometry(
+            encoder, patch, size, 3, 29_593, "gap", "learned", *[True] * 2, *[False] * 2
+        )
         return round(shapes.count_flops(g, elementwise=True) / 1e9, 1)
 
     assert (gflop(224), gflop(384)) == (at_224, at_384)
@@ -116,9 +120,9 @@ def test_every_intermediate_can_be_returned():
     out = jax.eval_shape(lambda p, x: model.apply(p, x, intermediates=True), params, images())
     assert out["patches"].shape == (2, 17, 32)
     assert out["blocks"]["attention_weights"].shape == (3, 2, 4, 17, 17)
-    assert {k: v.shape for k, v in out["blocks"].items() if k != "attention_weights"} == dict.fromkeys(
-        ("norm1", "attention", "mlp", "output"), (3, 2, 17, 32)
-    )
+    assert {
+        k: v.shape for k, v in out["blocks"].items() if k != "attention_weights"
+    } == dict.fromkeys(("norm1", "attention", "mlp", "output"), (3, 2, 17, 32))
 
 
 def test_dropping_needs_a_key_and_depends_on_it():

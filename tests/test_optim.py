@@ -10,7 +10,14 @@ from vitjax.errors import InputError
 from vitjax.models.vit import vit
 
 MODEL = vit(
-    image_size=8, channels=1, num_classes=3, width=32, depth=3, mlp_dim=64, num_heads=2, patch_size=4
+    image_size=8,
+    channels=1,
+    num_classes=3,
+    width=32,
+    depth=3,
+    mlp_dim=64,
+    num_heads=2,
+    patch_size=4,
 )
 ALGORITHMS = {
     "adam": {"target": "optax:scale_by_adam", "b2": 0.95},
@@ -116,7 +123,9 @@ def test_decay_factors_let_the_last_pattern_win():
 
 def test_layer_decay_falls_by_the_layer():
     scales = optim.layer_scales(params(), 0.5)
-    np.testing.assert_allclose(scales["blocks"]["mlp"]["up"]["kernel"].ravel(), [1 / 8, 1 / 4, 1 / 2])
+    np.testing.assert_allclose(
+        scales["blocks"]["mlp"]["up"]["kernel"].ravel(), [1 / 8, 1 / 4, 1 / 2]
+    )
     assert scales["head"]["kernel"] == 1.0
     assert scales["patch_embed"]["kernel"] == 1 / 16
     tree, grads = params(), jax.grad(loss)(params())

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from vitjax.errors import InputError, suggest
 
 Config = Any  # an ml_collections.ConfigDict, whose keys no type checker can know
+Block = Mapping[str, Any] | ConfigDict  # a component: its target and arguments
 
 
 def base_config() -> Config:
@@ -220,7 +221,7 @@ def resolve(target: str) -> Any:
     return found
 
 
-def build(spec: Mapping[str, Any], **given: Any) -> Any:
+def build(spec: Block, **given: Any) -> Any:
     """Calls a block's target with its arguments and the given ones.
 
     Of the given arguments those are passed that the target takes.
@@ -248,13 +249,9 @@ def build(spec: Mapping[str, Any], **given: Any) -> Any:
     return function(**arguments)
 
 
-def build_all(specs: Sequence[Mapping[str, Any]], **given: Any) -> list[Any]:
+def build_all(specs: Sequence[Block], **given: Any) -> list[Any]:
     """Builds each block of a list."""
     return [build(spec, **given) for spec in specs]
-
-
-def to_json(config: ConfigDict | Mapping) -> str:
-    return json.dumps(plain(config), indent=2, sort_keys=True)
 
 
 def from_json(text: str) -> Config:

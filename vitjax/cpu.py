@@ -1,7 +1,9 @@
-"""Settings that make JAX faster on CPUs; nothing here changes a number."""
+"""Settings for JAX on CPUs; nothing here changes a number. Both must come before JAX starts."""
 
 import ctypes
+import os
 import platform
+import re
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
@@ -19,3 +21,15 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(M_MMAP_THRESHOLD, 2**30) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_virtual_devices_threads() -> None:
+    """Gives XLA's thread pool several threads for each virtual CPU device.
+
+    Collectives hold their thread until every device has arrived. With as many threads as devices,
+    two collectives of one program can wait for each other until XLA aborts the process.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    found = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
+    if found and int(found[1]) > 1:
+        os.environ.setdefault("NPROC", str(4 * int(found[1])))

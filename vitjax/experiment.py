@@ -29,7 +29,6 @@ class Experiment:
     Attributes:
       train_step: pure, not jitted: (state, batch) -> (state, metrics).
       init_state: pure, not jitted: () -> state.
-      schedule: updates done -> fraction of the peak learning rate.
       state_shardings: of every leaf of the state.
 
     No data is touched here, so that a run can be planned where its data is not.
@@ -40,7 +39,6 @@ class Experiment:
     preprocess: Preprocess
     model: Model
     objective: Any
-    schedule: Callable
     train_step: Callable
     init_state: Callable[[], TrainState]
     abstract_state: TrainState
@@ -160,6 +158,7 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
         objective,
         optimizer,
         preprocess,
+        learning_rate=lambda step: config.optimizer.peak_lr * schedule(step),
         augment=config_lib.build_all(config.augment),
         accumulation_steps=parts,
         ema_decay=ema_decay,
@@ -171,7 +170,6 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
         preprocess=preprocess,
         model=model,
         objective=objective,
-        schedule=schedule,
         train_step=train_step,
         init_state=fresh,
         abstract_state=abstract_state,

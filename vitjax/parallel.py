@@ -94,6 +94,17 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
     )
 
 
+def steps_ahead(mesh: Mesh) -> int:
+    """How many computations may be sent off before the oldest is waited for.
+
+    Two keep an accelerator busy and bound the memory of waiting batches. Virtual CPU devices get
+    none: their collectives share one pool of threads, and two at once can wait for each other
+    until XLA aborts the process.
+    """
+    is_virtual = mesh.devices.flat[0].platform == "cpu" and mesh.size > 1
+    return 0 if is_virtual else 2
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts the mesh splits a batch."""
     return math.prod(mesh.shape[axis] for axis in DATA_AXES)

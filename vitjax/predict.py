@@ -111,24 +111,26 @@ def predict(checkpoint: str, images: str, out: str, *, batch_size: int = 64) -> 
     classes += [str(i) for i in range(len(classes), model.config["num_classes"])]
     squash = jax.nn.sigmoid if model.loss_type == "sigmoid" else jax.nn.softmax
     beside = Path(f"{out}.tmp")
-    count = 0
-    with open(beside, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "prediction", "probability", *(f"p_{c}" for c in classes)])
-        batches = _fitted(model, names, arrays, batch_size)
-        total = -(-len(names) // batch_size)
-        for kept, part in track(batches, "predicting", total, transient=True):
-            padded = np.pad(part, ((0, batch_size - len(part)), (0, 0), (0, 0), (0, 0)))
-            rows = np.asarray(squash(model.logits(padded)))[: len(part)]
-            for name, row in zip(kept, rows, strict=True):
-                top = int(row.argmax())
-                values = [f"{value:.6g}" for value in (row[top], *row)]
-                writer.writerow([name, classes[top], *values])
-            count += len(kept)
-    if not count:
-        beside.unlink()
-        raise InputError(f"none of the {len(names)} images of {images} can be read")
-    os.replace(beside, out)
+    try:
+        count = 0
+        with beside.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "prediction", "probability", *(f"p_{c}" for c in classes)])
+            batches = _fitted(model, names, arrays, batch_size)
+            total = -(-len(names) // batch_size)
+            for kept, part in track(batches, "predicting", total, transient=True):
+                padded = np.pad(part, ((0, batch_size - len(part)), (0, 0), (0, 0), (0, 0)))
+                rows = np.asarray(squash(model.logits(padded)))[: len(part)]
+                for name, row in zip(kept, rows, strict=True):
+                    top = int(row.argmax())
+                    values = [f"{value:.6g}" for value in (row[top], *row)]
+                    writer.writerow([name, classes[top], *values])
+                count += len(kept)
+        if not count:
+            raise InputError(f"none of the {len(names)} images of {images} can be read")
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)
     return count
 
 

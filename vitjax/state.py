@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array
 
 from vitjax import optim
 from vitjax.data.preprocess import Preprocess, to_unit
@@ -19,19 +19,19 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """Everything that a run must save to go on bit for bit.
+    """Everything that a run must save to go on bit for bit: arrays, or their shapes or shardings.
 
     Attributes:
-      step: updates done.
-      key: the run's random key; every step folds its number into it.
+      step: updates done, int32 [].
+      key: the run's random key as uint32 words; every step folds its number into it.
       params: trained.
       ema: a moving average of params, or None.
       opt_state: the optimizer's.
       extra: the objective's own, not trained.
     """
 
-    step: Int[Array, ""]
-    key: UInt32[Array, "K"]
+    step: PyTree
+    key: PyTree
     params: PyTree
     ema: PyTree
     opt_state: PyTree
@@ -75,14 +75,16 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     *,
+    learning_rate: Callable[[Array], Array] | None = None,
     augment: Sequence[Callable] = (),
     accumulation_steps: int = 1,
     ema_decay: float | None = None,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
     """Returns `train_step(state, batch) -> (state, metrics)`, a pure function to jit.
 
-    The batch holds uint8 `images` [B, Y, X, C] and `labels`. With accumulation it is augmented as
-    a whole, and then goes through the model in parts whose gradients are averaged.
+    `learning_rate`, of the number of updates done, is only for the metrics. The batch
+    holds uint8 `images` [B, Y, X, C] and `labels`. With accumulation it is augmented as a whole,
+    and then goes through the model in parts whose gradients are averaged.
     """
 
     def gradients(params, extra, batch, key):
@@ -127,7 +129,9 @@ def make_train_step(
         ema = state.ema
         if ema_decay is not None:
             ema = optim.update_ema(ema, params, state.step, ema_decay)
-        metrics = metrics | {"grad_norm": optax.global_norm(grads)}
+        metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
+        if learning_rate is not None:
+            metrics["learning_rate"] = learning_rate(state.step)
         new_state = TrainState(state.step + 1, state.key, params, ema, opt_state, extra)
         return new_state, metrics
 

@@ -25,9 +25,6 @@ from vitjax.telemetry import Clock, Events, MetricWriter, read_config, write_con
 
 log = logging.getLogger("vitjax")
 
-# Steps in flight: the loop reads the metrics of a step only after it has sent off two more.
-IN_FLIGHT = 2
-
 # What may change when a run goes on: nothing that the numbers of the run depend on.
 MAY_CHANGE = (
     "eval_every", "log_every", "checkpoint_every", "checkpoint.", "mesh.", "evals.",
@@ -205,6 +202,7 @@ class _Run:
         )
         self.line = ProgressLine(self.console, total, steps_per_epoch)
         self.marked_step = first
+        ahead = parallel.steps_ahead(exp.mesh)
         self.clock.mark()
         for step in range(first + 1, total + 1):
             if stop.received:
@@ -214,7 +212,7 @@ class _Run:
             train_state, metrics = train_step(train_state, batch)
             jax.tree.map(lambda x: x.copy_to_host_async(), metrics)
             self.in_flight.append((step, metrics))
-            while len(self.in_flight) > IN_FLIGHT:
+            while len(self.in_flight) > ahead:
                 self._collect()
             is_eval = bool(self.evaluators) and _due(step, config.eval_every, total)
             is_save = _due(step, config.checkpoint_every, total)
@@ -254,9 +252,7 @@ class _Run:
         busy = since["total"] - sum(since.get(k, 0.0) for k in ("evaluate", "checkpoint"))
         rate = steps * config.batch_size / max(busy, 1e-9)
         flops = rate * self.exp.objective.flops_per_image
-        fraction = float(self.exp.schedule(step - 1))
         row = {f"train/{k}": v for k, v in values.items()} | {
-            "train/learning_rate": config.optimizer.peak_lr * fraction,
             "perf/images_per_second": rate,
             "perf/mfu": flops / (self.peak * self.exp.mesh.size),
             "perf/data_wait_fraction": since.get("data", 0.0) / max(busy, 1e-9),

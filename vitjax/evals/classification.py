@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from vitjax.data.loader import Loader
 from vitjax.errors import InputError
 from vitjax.objectives.supervised import one_hot
-from vitjax.parallel import batch_shards, replicated, to_global
+from vitjax.parallel import batch_shards, replicated, steps_ahead, to_global
 from vitjax.state import prepare
 
 
@@ -44,10 +44,13 @@ class Classification:
 
     def __call__(self, state: Any) -> dict[str, float]:
         """Runs over the whole set."""
-        totals = []
+        totals: list[jax.Array] = []
+        ahead = steps_ahead(self._mesh)
         for batch in self._loader.eval_batches(self._batch_size):
             batch = to_global(batch, self._mesh)
             totals.append(self._sums(state.eval_params, state.extra, batch))
+            if len(totals) > ahead:
+                totals[-1 - ahead].block_until_ready()
         loss, right, count = np.sum(jax.device_get(totals), axis=0)
         return {
             "loss": float(loss / count),

@@ -59,8 +59,8 @@ class Supervised:
     def flops_per_image(self) -> int:
         return 3 * self.model.flops_per_image
 
-    def init(self, key: jax.Array, batch: dict[str, Array]) -> tuple[Any, Any]:
-        """Fresh parameters; there is nothing extra."""
+    def init(self, key: jax.Array, batch: dict[str, Any]) -> tuple[Any, Any]:
+        """Fresh parameters; there is nothing extra. Of the batch only shapes are given."""
         del batch
         return self.model.init(key), {}
 

@@ -5,9 +5,12 @@ image is encoded bytes or a uint8 array and the label an integer, or a list of i
 multi-label data. It tells `num_classes`, and `class_names` where it knows them.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from vitjax.errors import InputError
 
 
+@runtime_checkable
 class Source(Protocol):
     """What the loader needs of a source."""
 
@@ -25,8 +28,6 @@ def choose_classes(found: set[str], where: str) -> tuple[str, ...]:
     Raises:
       InputError: there is none, or two differ only in case.
     """
-    from vitjax.errors import InputError
-
     if not found:
         raise InputError(f"no images in class folders found in {where}; expected CLASS/IMAGE.jpg")
     lowered: dict[str, str] = {}
