@@ -3,9 +3,10 @@
     vitjax train --config=vit_s16_i1k --workdir=runs/s16 --config.data.root=/data/imagenet
 
 The data: `train/<class>/*.JPEG` and `val/<class>/*.JPEG`.
-Runs on: 8 TPU v3 cores in 6 to 7 hours, as published. Expected: 76.5% after 90 epochs, 80.0%
-claimed after 300 (--config.total_steps=375343). Not run by us. We keep the linear head, where the released config
-has a hidden layer of the model's width, and train on all 1,281,167 images instead of 99%.
+Runs on: 8 TPU v3 cores in 6 to 7 hours, as published.
+Expected: 76.5% after 90 epochs; 80.0% claimed after 300 (--config.total_steps=375343).
+Not run by us. We keep the linear head, where the released config has a hidden layer of the model's
+width, and train on all 1,281,167 images instead of 99%.
 """
 
 from vitjax.config import base_config

@@ -239,6 +239,42 @@ def test_only_harmless_changes_may_go_on_in_a_workdir(tmp_path, make_config):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_start_that_got_nowhere_does_not_block_the_workdir(tmp_path, make_config, monkeypatch):
+    config = make_config(total_steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.Experiment, "compile", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_lib.train(config, tmp_path)
+    train_lib.train(make_config(total_steps=2), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["total_steps"] == 2
+
+
+def test_a_lost_summary_is_written_again(tmp_path, make_config):
+    config = make_config(total_steps=4)
+    summary = train_lib.train(config, tmp_path)
+    (tmp_path / "summary.json").unlink()
+    again = train_lib.train(config, tmp_path)
+    assert again["eval/test/accuracy"] == summary["eval/test/accuracy"]
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_too_many_unreadable_images_stop_training(tmp_path, make_config):
+    from PIL import Image
+
+    for i in range(60):
+        (tmp_path / "data" / f"{i % 2}").mkdir(parents=True, exist_ok=True)
+        path = tmp_path / "data" / f"{i % 2}" / f"{i}.png"
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(path)
+        if i % 10 == 0:
+            path.write_bytes(b"broken")
+    config = make_config()
+    folder = "vitjax.data.sources.folders:ImageFolder"
+    config.data.unlock()
+    config.data.source = {"target": folder, "root": str(tmp_path / "data")}
+    with pytest.raises(InputError, match=r"are unreadable[\s\S]*0/\d0.png"):
+        train_lib.train(config, tmp_path / "run")
+
+
 def test_init_takes_weights_and_refuses_those_of_another_model(tmp_path, make_config):
     train_lib.train(make_config(total_steps=4), tmp_path / "a")
     config = make_config(total_steps=4)
@@ -251,7 +287,8 @@ def test_init_takes_weights_and_refuses_those_of_another_model(tmp_path, make_co
     config.model.width = 64
     exp = experiment.build(config)
     with pytest.raises(InputError, match=r"another model[\s\S]*blocks/attention/out/bias"):
-        train_lib.load_init(exp, exp.fresh_state())
+        train_lib.train(config, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
     config.model.update(width=32, num_classes=12)
     config.init.skip = ("head/.*",)

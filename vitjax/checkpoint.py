@@ -199,10 +199,18 @@ def find_step(path: Path, step: int | None = None) -> Path:
     return folder / str(steps[-1] if step is None else step)
 
 
+def _params_item(step_folder: Path) -> str:
+    return "ema" if (step_folder / "ema").is_dir() else "params"
+
+
+def read_param_shapes(step_folder: Path) -> PyTree:
+    """The shapes of what `read_params` would read."""
+    return read_shapes(step_folder / _params_item(step_folder))
+
+
 def read_params(step_folder: Path, target: PyTree = None) -> PyTree:
     """The parameters to use: their average where the step has one. See `read_item`."""
-    name = "ema" if (step_folder / "ema").is_dir() else "params"
-    return read_item(step_folder, name, target)
+    return read_item(step_folder, _params_item(step_folder), target)
 
 
 def write_params(folder: Path, params: PyTree, contract: dict[str, Any]) -> None:

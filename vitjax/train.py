@@ -2,11 +2,14 @@
 
 import argparse
 import collections
+import dataclasses
 import json
 import logging
 import math
+import re
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,22 @@ import jax
 
 from vitjax import cli, experiment, parallel, state
 from vitjax import config as config_lib
-from vitjax.checkpoint import Checkpoints, find_step, read_params
+from vitjax.checkpoint import Checkpoints, find_step, read_param_shapes, read_params
 from vitjax.config import Config
 from vitjax.curves import draw_curves
 from vitjax.devices import peak_flops
 from vitjax.errors import InputError, NonFiniteError, Preempted
 from vitjax.optim import match
 from vitjax.progress import ProgressLine, describe, logging_to
-from vitjax.telemetry import Clock, Events, MetricWriter, read_config, write_config, write_whole
+from vitjax.telemetry import (
+    Clock,
+    Events,
+    MetricWriter,
+    read_config,
+    read_metrics,
+    write_config,
+    write_whole,
+)
 
 log = logging.getLogger("vitjax")
 
@@ -65,6 +76,10 @@ def _check_workdir(workdir: Path, config: Config) -> None:
                 f"{workdir} holds checkpoints but no config.json; choose another workdir"
             )
         return
+    has_steps = any((workdir / "checkpoints").glob("[0-9]*"))
+    if not has_steps and not read_metrics(workdir):
+        (workdir / "config.json").unlink()  # a start that got nowhere holds nothing
+        return
     changed = config_lib.differences(old, config_lib.plain(config))
     changed = [line for line in changed if not line.startswith(MAY_CHANGE)]
     if changed:
@@ -79,28 +94,41 @@ def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
-def load_init(exp: experiment.Experiment, fresh: state.TrainState) -> state.TrainState:
-    """Puts the parameters of `init.checkpoint` into a fresh state.
+def _matches(patterns: Sequence[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def check_init(exp: experiment.Experiment) -> None:
+    """Compares the model with `init.checkpoint`, apart from what `init.skip` matches.
 
     Raises:
-      InputError: the checkpoint is of another model; names the first differing leaves.
+      InputError: there is no checkpoint, or it is of another model; names the first leaves.
     """
-    settings = exp.config.init
+    settings, params = exp.config.init, exp.abstract_state.params
     where = find_step(Path(settings.checkpoint))
-    loaded = read_params(where)
-    if settings.skip:
-        skipped = match(settings.skip, fresh.params, "init.skip")
-        kept = {parallel.path_name(p): x for p, x in jax.tree.leaves_with_path(loaded)}
-        loaded = jax.tree.map_with_path(
-            lambda path, x, skip: x if skip else kept.get(parallel.path_name(path), x),
-            fresh.params,
-            skipped,
-        )
-    state.check_same_tree(fresh.params, loaded, str(where))
-    params = jax.tree.map(lambda x, s: jax.device_put(x, s), loaded, exp.state_shardings.params)
+    match(settings.skip, params, "init.skip")
+
+    def kept(tree):
+        named = {parallel.path_name(p): x for p, x in jax.tree.leaves_with_path(tree)}
+        return {n: x for n, x in named.items() if not _matches(settings.skip, n)}
+
+    state.check_same_tree(kept(params), kept(read_param_shapes(where)), str(where))
+
+
+def load_init(exp: experiment.Experiment, fresh: state.TrainState) -> state.TrainState:
+    """Puts the parameters of `init.checkpoint` into a fresh state, apart from `init.skip`."""
+    settings = exp.config.init
+    loaded = read_params(find_step(Path(settings.checkpoint)))
+    by_name = {parallel.path_name(p): x for p, x in jax.tree.leaves_with_path(loaded)}
+
+    def pick(path, fresh_leaf, sharding):
+        name = parallel.path_name(path)
+        is_kept = _matches(settings.skip, name)
+        return fresh_leaf if is_kept else jax.device_put(by_name[name], sharding)
+
+    params = jax.tree.map_with_path(pick, fresh.params, exp.state_shardings.params)
     ema = None if fresh.ema is None else jax.tree.map(lambda x: x.copy(), params)
-    fresh.params, fresh.ema = params, ema
-    return fresh
+    return dataclasses.replace(fresh, params=params, ema=ema)
 
 
 def _summary(exp: experiment.Experiment) -> str:
@@ -136,11 +164,12 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     workdir = Path(workdir)
     clock = Clock()
     _check_workdir(workdir, config)
-    exp = experiment.build(config)
-    loader = experiment.make_loader(config, config.data.source, exp.preprocess, training=True)
-    evaluators = experiment.make_evaluators(exp)
-    if config.init.checkpoint:
-        find_step(Path(config.init.checkpoint))
+    with clock("start"):
+        exp = experiment.build(config)
+        loader = experiment.make_loader(config, config.data.source, exp.preprocess, training=True)
+        evaluators = experiment.make_evaluators(exp)
+        if config.init.checkpoint:
+            check_init(exp)
     workdir.mkdir(parents=True, exist_ok=True)
     with logging_to(workdir) as console, _StopSignal() as stop:
         run = _Run(exp, loader, evaluators, workdir, clock, console)
@@ -164,7 +193,7 @@ class _Run:
         self.contract = exp.contract(loader.source.class_names)
         self.last: dict[str, float] = {}
         self.in_flight: collections.deque = collections.deque()
-        self.steps_timed, self.marked_step = 0, 0
+        self.steps_timed, self.marked_step, self.peak = 0, 0, math.inf
         self.line: ProgressLine | None = None
         self.drawing: threading.Thread | None = None
 
@@ -175,8 +204,12 @@ class _Run:
             write_config(self.workdir, config)
         log.info("%s", _summary(exp))
         resumed = self.checkpoints.newest()
-        if resumed == config.total_steps:
+        if resumed is not None and resumed == config.total_steps:
             log.info("%s is complete at step %d; nothing to do", self.workdir, resumed)
+            if not (self.workdir / "summary.json").exists():  # killed at the last moment
+                for row in read_metrics(self.workdir):
+                    self.last |= {k: v for k, v in row.items() if k not in ("step", "time")}
+                return self._finish(resumed)
             return json.loads((self.workdir / "summary.json").read_text())
         with self.clock("compile") as span:
             train_step = exp.compile()
@@ -306,13 +339,13 @@ class _Run:
         spent, total = self.clock.spent, self.clock.total
         other = sum(v for k, v in spent.items() if k != "data")
         rate = self.steps_timed * self.exp.config.batch_size / max(total - other, 1e-9)
+        flops = rate * self.exp.objective.flops_per_image
+        if self.steps_timed:
+            self.last["perf/images_per_second"] = rate
+            self.last["perf/mfu"] = flops / (self.peak * self.exp.mesh.size)
         summary = self.last | {
             "step": step,
             "wall_seconds": round(total, 2),
-            "perf/images_per_second": rate,
-            "perf/mfu": rate
-            * self.exp.objective.flops_per_image
-            / (self.peak * self.exp.mesh.size),
             "goodput": (total - other - spent.get("data", 0.0)) / total,
         }
         write_whole(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -1,0 +1,71 @@
+"""Every command of the guides runs, shrunk, in a folder with what the guides speak of."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitjax import cli
+
+SHRINK = [
+    "--config.total_steps=2", "--config.batch_size=8", "--config.optimizer.schedule.warmup_steps=1",
+    "--config.model.width=16", "--config.model.depth=1", "--config.model.mlp_dim=16",
+    "--config.model.num_heads=1", "--config.eval_every=0", "--config.checkpoint_every=0",
+]  # fmt: skip
+
+MY_CONFIG = """
+from vitjax.config import load_config
+
+def get_config():
+    return load_config("quickstart")
+"""
+
+
+def commands(root):
+    for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        for block in re.findall(r"^```\n(.*?)^```", path.read_text(), re.M | re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("vitjax ") and "..." not in line:
+                    yield path.name, line
+
+
+def make_images(folder, classes, size):
+    for split in ("train", "test"):
+        for index, name in enumerate(classes):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(6):
+                pixels = np.random.default_rng(i + index).integers(0, 256, (size, size, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{i}.png")
+
+
+def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "birds", ("robin", "wren"), 40)
+    make_images(tmp_path / "cifar10", [f"class{i}" for i in range(10)], 32)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "photos" / "a.jpg")
+    (tmp_path / "my_config.py").write_text(MY_CONFIG)
+    found = list(commands(root))
+    assert len(found) >= 5
+    for name, line in found:
+        line = line.replace("cifar10.zip", "cifar10").replace("cifar10_jpeg.zip", "cifar10")
+        argv = shlex.split(line)[1:]
+        shrunk = [*argv, *SHRINK] if argv[0] == "train" else argv
+        assert cli.main(shrunk) == 0, f"{name}: {line}\n{capsys.readouterr().err}"
+
+
+def test_the_readme_s_commands_are_those_of_ci(root):
+    text = (root / "README.md").read_text()
+    for mark in ("<!-- main job -->", "<!-- tests -->"):
+        block = re.search(re.escape(mark) + r"\n```\n(.*?)\n```", text, re.S)
+        assert block and "\n" not in block[1], "one line to paste"
+    assert "<!-- tests -->" in (root / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/own_data.md"])
+def test_links_lead_somewhere(root, name):
+    path = root / name
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), target
