@@ -60,7 +60,7 @@ def test_overrides_keep_types():
         ("batch_size=many", "type str; it must be int"),
         ("model.scan=1", "it must be bool"),
         ("optimizer=3", "is a block"),
-        ("augment.1.pixels=1", "allowed: 0"),
+        ("augment.2.pixels=1", "allowed: 0, 1"),
         ("seed", "needs a value"),
     ],
 )

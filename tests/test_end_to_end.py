@@ -58,7 +58,7 @@ def whole(tmp_path_factory):
 
 def test_the_main_job_learns(whole):
     summary = json.loads((whole / "summary.json").read_text())
-    assert summary["eval/test/accuracy"] > 0.5
+    assert summary["eval/test/accuracy"] > 0.3  # by chance: 0.1
     assert summary["eval/test/examples"] == 360
 
 

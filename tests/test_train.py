@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from vitjax import checkpoint, experiment, parallel
+from vitjax import checkpoint, experiment, parallel, warm_start
 from vitjax import train as train_lib
 from vitjax.errors import InputError, NonFiniteError, Preempted
 from vitjax.telemetry import MetricWriter, read_metrics
@@ -103,7 +103,7 @@ def test_a_run_leaves_what_the_interface_promises(tmp_path, make_config):
     assert summary["eval/test/accuracy"] == rows[-1]["eval/test/accuracy"]
     assert 0 < summary["goodput"] < 1 and summary["wall_seconds"] > 0
     events = [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").open()]
-    assert events == ["start", "compile", "checkpoint", "checkpoint", "stop"]
+    assert events == ["start", "compile", "first_step", "checkpoint", "checkpoint", "stop"]
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     log = (tmp_path / "train.log").read_text()
@@ -280,7 +280,7 @@ def test_init_takes_weights_and_refuses_those_of_another_model(tmp_path, make_co
     config = make_config(total_steps=4)
     config.init.checkpoint = str(tmp_path / "a")
     exp = experiment.build(config)
-    started = train_lib.load_init(exp, exp.fresh_state())
+    started = warm_start.load_init(exp, exp.fresh_state())
     trained = checkpoint.read_params(tmp_path / "a" / "checkpoints" / "4")
     jax.tree.map(np.testing.assert_array_equal, started.params, trained)
 
@@ -293,7 +293,7 @@ def test_init_takes_weights_and_refuses_those_of_another_model(tmp_path, make_co
     config.model.update(width=32, num_classes=12)
     config.init.skip = ("head/.*",)
     exp = experiment.build(config)
-    started = train_lib.load_init(exp, exp.fresh_state())
+    started = warm_start.load_init(exp, exp.fresh_state())
     assert started.params["head"]["kernel"].shape == (32, 12)
     assert not started.params["head"]["kernel"].any()
     np.testing.assert_array_equal(started.params["norm"]["scale"], trained["norm"]["scale"])

@@ -10,8 +10,9 @@ from vitjax.telemetry import read_metrics
 COLOURS = ("#1f5fa8", "#d1495b", "#2e8b57", "#8d5fd3", "#c98a1b", "#555555")
 
 
-def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """A bias-corrected moving average."""
+def _smooth(values: list[float]) -> list[float]:
+    """A bias-corrected moving average over about a fifteenth of the curve."""
+    weight = 1 - 15 / max(len(values), 20)
     total, norm, out = 0.0, 0.0, []
     for value in values:
         total = weight * total + (1 - weight) * value

@@ -131,7 +131,7 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
 
 
 class Events:
-    """Appends to events.jsonl: start, compile, checkpoint, preempt, resume, skip, stop."""
+    """Appends to events.jsonl: start, compile, first_step, checkpoint, preempt, resume, stop."""
 
     def __init__(self, workdir: Path):
         self._file = (workdir / "events.jsonl").open("a", encoding="utf-8")

@@ -2,27 +2,24 @@
 
 import argparse
 import collections
-import dataclasses
 import json
 import logging
 import math
-import re
 import signal
 import threading
-from collections.abc import Sequence
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from vitjax import cli, experiment, parallel, state
+from vitjax import cli, experiment, parallel, state, warm_start
 from vitjax import config as config_lib
-from vitjax.checkpoint import Checkpoints, find_step, read_param_shapes, read_params
+from vitjax.checkpoint import Checkpoints
 from vitjax.config import Config
 from vitjax.curves import draw_curves
 from vitjax.devices import peak_flops
 from vitjax.errors import InputError, NonFiniteError, Preempted
-from vitjax.optim import match
 from vitjax.progress import ProgressLine, describe, logging_to
 from vitjax.telemetry import (
     Clock,
@@ -94,43 +91,6 @@ def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
-def _matches(patterns: Sequence[str], name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
-
-
-def check_init(exp: experiment.Experiment) -> None:
-    """Compares the model with `init.checkpoint`, apart from what `init.skip` matches.
-
-    Raises:
-      InputError: there is no checkpoint, or it is of another model; names the first leaves.
-    """
-    settings, params = exp.config.init, exp.abstract_state.params
-    where = find_step(Path(settings.checkpoint))
-    match(settings.skip, params, "init.skip")
-
-    def kept(tree):
-        named = {parallel.path_name(p): x for p, x in jax.tree.leaves_with_path(tree)}
-        return {n: x for n, x in named.items() if not _matches(settings.skip, n)}
-
-    state.check_same_tree(kept(params), kept(read_param_shapes(where)), str(where))
-
-
-def load_init(exp: experiment.Experiment, fresh: state.TrainState) -> state.TrainState:
-    """Puts the parameters of `init.checkpoint` into a fresh state, apart from `init.skip`."""
-    settings = exp.config.init
-    loaded = read_params(find_step(Path(settings.checkpoint)))
-    by_name = {parallel.path_name(p): x for p, x in jax.tree.leaves_with_path(loaded)}
-
-    def pick(path, fresh_leaf, sharding):
-        name = parallel.path_name(path)
-        is_kept = _matches(settings.skip, name)
-        return fresh_leaf if is_kept else jax.device_put(by_name[name], sharding)
-
-    params = jax.tree.map_with_path(pick, fresh.params, exp.state_shardings.params)
-    ema = None if fresh.ema is None else jax.tree.map(lambda x: x.copy(), params)
-    return dataclasses.replace(fresh, params=params, ema=ema)
-
-
 def _summary(exp: experiment.Experiment) -> str:
     abstract, shards = exp.abstract_state, exp.state_shardings
     local = sum(
@@ -169,7 +129,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         loader = experiment.make_loader(config, config.data.source, exp.preprocess, training=True)
         evaluators = experiment.make_evaluators(exp)
         if config.init.checkpoint:
-            check_init(exp)
+            warm_start.check_init(exp)
     workdir.mkdir(parents=True, exist_ok=True)
     with logging_to(workdir) as console, _StopSignal() as stop:
         run = _Run(exp, loader, evaluators, workdir, clock, console)
@@ -194,6 +154,7 @@ class _Run:
         self.last: dict[str, float] = {}
         self.in_flight: collections.deque = collections.deque()
         self.steps_timed, self.marked_step, self.peak = 0, 0, math.inf
+        self.has_stepped = False
         self.line: ProgressLine | None = None
         self.drawing: threading.Thread | None = None
 
@@ -223,7 +184,7 @@ class _Run:
             else:
                 train_state = exp.fresh_state()
                 if config.init.checkpoint:
-                    train_state = load_init(exp, train_state)
+                    train_state = warm_start.load_init(exp, train_state)
                     log.info("parameters from %s", config.init.checkpoint)
         self.peak, origin = peak_flops(exp.mesh.devices.flat[0])
         log.info("peak for MFU: %.3g TFLOP/s a device (%s)", self.peak / 1e12, origin)
@@ -269,6 +230,10 @@ class _Run:
                 f"the last good checkpoint is {'none' if kept is None else f'step {kept}'}. "
                 "Try a lower optimizer.peak_lr or a smaller optimizer.clip_norm"
             )
+        if not self.has_stepped:
+            self.has_stepped = True
+            cpu_seconds = round(time.process_time(), 3)
+            self.events.add("first_step", step=step, cpu_seconds=cpu_seconds)
         assert self.line is not None
         self.line.advance(step)
         if _due(step, self.exp.config.log_every, self.exp.config.total_steps):
