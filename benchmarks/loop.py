@@ -70,6 +70,7 @@ def start_costs() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--width", type=int, default=64, help="of the quickstart's model")
     options = parser.parse_args()
     from vitjax import cpu
 
@@ -83,6 +84,7 @@ def main() -> None:
     with config.unlocked():
         config.evals = {}
     config.checkpoint.metric = None
+    config.model.update(width=options.width, mlp_dim=4 * options.width)
     exp = experiment.build(config)
     step = exp.compile()
     loader = experiment.make_loader(config, config.data.source, exp.preprocess, training=True)

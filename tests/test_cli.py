@@ -65,6 +65,7 @@ def test_every_verb_shows_an_example(verb, capsys):
         (["train", "--config=quickstart"], "--workdir"),
         (["eval", "--workdir=nowhere"], "no run directory"),
         (["predict", "--checkpoint=nowhere", "--images=x.png", "--out=o.csv"], "no such file"),
+        (["train", "--config=quickstart", "--workdir=/dev/null/x"], "cannot write to --workdir"),
         ([], ""),
     ],
 )

@@ -18,17 +18,13 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
-from vitjax.errors import InputError
+from vitjax.errors import DamagedCheckpointError, InputError
 from vitjax.fingerprint import fingerprint
 from vitjax.state import TrainState, check_same_tree
 
 log = logging.getLogger("vitjax")
 PyTree = Any
 Args = ocp.args
-
-
-class DamagedCheckpointError(RuntimeError):
-    """What was read is not what was written."""
 
 
 def _verify(tree: PyTree, expected: dict[str, str], where: Path) -> None:

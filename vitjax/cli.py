@@ -6,7 +6,13 @@ import os
 import sys
 
 from vitjax import __version__, cpu
-from vitjax.errors import InputError, NonFiniteError, Preempted, suggest
+from vitjax.errors import (
+    DamagedCheckpointError,
+    InputError,
+    NonFiniteError,
+    Preempted,
+    suggest,
+)
 
 # Each verb is a module with main(argv) -> exit status.
 VERBS = {
@@ -60,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"vitjax: {error}", file=sys.stderr)
         return WRONG_INPUT
-    except NonFiniteError as error:
+    except (NonFiniteError, DamagedCheckpointError) as error:
         print(f"vitjax: {error}", file=sys.stderr)
         return FAILED
     except Preempted as error:

@@ -15,6 +15,10 @@ class NonFiniteError(RuntimeError):
     """The loss or the gradient stopped being a number."""
 
 
+class DamagedCheckpointError(RuntimeError):
+    """What was read from a checkpoint is not what was written."""
+
+
 class Preempted(Exception):
     """The run was asked to stop and has saved its state.
 

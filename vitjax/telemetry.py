@@ -77,12 +77,11 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path):
-        from tensorboardX import SummaryWriter
-
         self._path = workdir / "metrics.jsonl"
         self.last_step = self._mend()
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"))
+        self._board_folder = str(workdir / "tensorboard")
+        self._board: Any = None
         self._step, self._row = -1, {}
 
     def _mend(self) -> int:
@@ -113,13 +112,20 @@ class MetricWriter:
         line = {k: v if math.isfinite(v) else None for k, v in line.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        if self._board is None:
+            from tensorboardX import (
+                SummaryWriter,  # a second of CPU time: not before the first step
+            )
+
+            self._board = SummaryWriter(self._board_folder)
         for name, value in row.items():
             self._board.add_scalar(name, value, self._step)
 
     def close(self) -> None:
         self.flush()
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:

@@ -130,7 +130,11 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         evaluators = experiment.make_evaluators(exp)
         if config.init.checkpoint:
             warm_start.check_init(exp)
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "train.log").open("a").close()
+    except OSError as error:
+        raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from error
     with logging_to(workdir) as console, _StopSignal() as stop:
         run = _Run(exp, loader, evaluators, workdir, clock, console)
         try:
@@ -202,7 +206,8 @@ class _Run:
             if stop.received:
                 raise self._preempt(step - 1, train_state, stop.received)
             with self.clock("data"):
-                batch = parallel.to_global(next(batches), exp.mesh)
+                host_batch = next(batches)
+            batch = parallel.to_global(host_batch, exp.mesh)
             train_state, metrics = train_step(train_state, batch)
             jax.tree.map(lambda x: x.copy_to_host_async(), metrics)
             self.in_flight.append((step, metrics))
