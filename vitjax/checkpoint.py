@@ -22,7 +22,6 @@ from vitjax.errors import DamagedCheckpointError, InputError
 from vitjax.fingerprint import fingerprint
 from vitjax.state import TrainState, check_same_tree
 
-log = logging.getLogger("vitjax")
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of metadata that items never have
 PyTree = Any
 Args = ocp.args
