@@ -1,3 +1,4 @@
+import json
 import runpy
 
 import jax
@@ -88,5 +89,5 @@ def test_wrong_blocks_are_explained(spec, words):
 def test_one_root_serves_training_and_evaluation():
     config = config_lib.override(config_lib.load_config("cifar10"), ["data.root=x.zip"])
     assert config.data.source.path == config.evals.test.source.path == "x.zip"
-    again = config_lib.from_json(__import__("json").dumps(config_lib.plain(config)))
+    again = config_lib.from_json(json.dumps(config_lib.plain(config)))
     assert config_lib.differences(config_lib.plain(config), config_lib.plain(again)) == []
