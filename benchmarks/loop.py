@@ -27,7 +27,9 @@ def bare(exp, step, loader) -> float:
     from vitjax import parallel
 
     state = exp.fresh_state()
-    batch = parallel.to_global(loader.train_batch(0, exp.config.batch_size, 0), exp.mesh)
+    batch = parallel.to_global(
+        loader.train_batch(0, exp.config.batch_size, 0), exp.mesh, exp.config.batch_size
+    )
     for _ in range(3):
         state, metrics = step(state, batch)
     jax.block_until_ready(metrics)

@@ -36,7 +36,7 @@ def run_vitjax(shape: str, batch: int, scan: bool) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, SIZE, SIZE, 3), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, batch).astype(np.int32)
-    data = parallel.to_global({"images": images, "labels": labels}, exp.mesh)
+    data = parallel.to_global({"images": images, "labels": labels}, exp.mesh, len(images))
 
     def work():
         nonlocal state

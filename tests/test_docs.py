@@ -1,7 +1,11 @@
 """Every command of the guides runs, shrunk, in a folder with what the guides speak of."""
 
+import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -49,11 +53,23 @@ def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys):
     (tmp_path / "my_config.py").write_text(MY_CONFIG)
     found = list(commands(root))
     assert len(found) >= 5
+    plans = []
     for name, line in found:
         line = line.replace("cifar10.zip", "cifar10").replace("cifar10_jpeg.zip", "cifar10")
         argv = shlex.split(line)[1:]
+        if argv[0] == "plan":  # its compiler's settings are for a whole process
+            plans.append((name, argv))
+            continue
         shrunk = [*argv, *SHRINK] if argv[0] == "train" else argv
         assert cli.main(shrunk) == 0, f"{name}: {line}\n{capsys.readouterr().err}"
+
+    for name, argv in plans:
+        if "tpu:" in shlex.join(argv) and importlib.util.find_spec("libtpu") is None:
+            pytest.skip("the guides' plans need vitjax[plan]")
+        shrunk = [sys.executable, "-m", "vitjax", *argv, "--config.model.depth=2", "--best=1"]
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        done = subprocess.run(shrunk, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, f"{name}: {argv}\n{done.stderr}"
 
 
 def test_the_readme_s_commands_are_those_of_ci(root):
@@ -64,7 +80,10 @@ def test_the_readme_s_commands_are_those_of_ci(root):
     assert "<!-- tests -->" in (root / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/own_data.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "docs/quickstart.md", "docs/own_data.md", "docs/scale.md", "docs/plans.md"],
+)
 def test_links_lead_somewhere(root, name):
     path = root / name
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

@@ -24,7 +24,9 @@ def run_steps(config, steps=3, devices=None):
     step, state = exp.compile(), exp.fresh_state()
     losses = []
     for i in range(steps):
-        batch = parallel.to_global(loader.train_batch(i, config.batch_size, config.seed), exp.mesh)
+        batch = parallel.to_global(
+            loader.train_batch(i, config.batch_size, config.seed), exp.mesh, config.batch_size
+        )
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     return losses, state, exp
@@ -237,6 +239,17 @@ def test_only_harmless_changes_may_go_on_in_a_workdir(tmp_path, make_config):
     summary = train_lib.train(make_config(total_steps=4, log_every=2), tmp_path)
     assert summary["step"] == 4
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_is_older_than_a_key_goes_on(tmp_path, make_config):
+    train_lib.train(make_config(total_steps=4), tmp_path)
+    recorded = json.loads((tmp_path / "config.json").read_text())
+    del recorded["config"]["optimizer"]["offload"]
+    del recorded["config"]["precision"]["gradients"]
+    (tmp_path / "config.json").write_text(json.dumps(recorded))
+    train_lib.train(make_config(total_steps=4), tmp_path)
+    with pytest.raises(InputError, match=r"optimizer\.offload"):
+        train_lib.train(make_config(total_steps=4, optimizer__offload=True), tmp_path)
 
 
 def test_a_start_that_got_nowhere_does_not_block_the_workdir(tmp_path, make_config, monkeypatch):

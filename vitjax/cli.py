@@ -18,6 +18,7 @@ from vitjax.errors import (
 VERBS = {
     "train": ("vitjax.train", "train a model, or go on with an interrupted run"),
     "eval": ("vitjax.evaluate", "score a run's checkpoint on the sets of its config"),
+    "plan": ("vitjax.planning.plan", "prove a run for a pod, with no accelerator attached"),
     "predict": ("vitjax.predict", "classify a folder or a file of images into a CSV"),
 }
 

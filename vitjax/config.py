@@ -87,10 +87,16 @@ def base_config() -> Config:
                 "freeze": (),
                 "clip_norm": 1.0,
                 "accumulation_steps": 1,
+                "offload": False,  # keep the optimizer's state in the host's memory
                 "ema_decay": None,
             },
-            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-            "precision": {"params": "float32", "compute": "auto"},
+            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},  # or "auto", by --config.mesh=auto
+            "precision": {
+                "params": "float32",
+                "compute": "auto",
+                "gradients": "auto",  # as compute
+                "optimizer": "float32",
+            },
             "evals": {},  # name: {target, ...}
             "init": {"checkpoint": None, "skip": ()},  # skip: patterns that start afresh
             "checkpoint": {
@@ -178,7 +184,12 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         name = _member(node, last, key)
         if isinstance(node, tuple | list):
             raise InputError(f"--config.{key} is a block; set one of its keys")
-        node[name] = _fit_type(parse_value(text), node[name], key)
+        if key == "mesh" and text == "auto":
+            with config.ignore_type():
+                config.mesh = "auto"
+            continue
+        is_word = isinstance(node[name], str) and text == "none"  # a choice, such as model.remat
+        node[name] = _fit_type(text if is_word else parse_value(text), node[name], key)
     return config
 
 
@@ -257,6 +268,18 @@ def build_all(specs: Sequence[Block], **given: Any) -> list[Any]:
 def from_json(text: str) -> Config:
     """The config of a run directory; lists come back as tuples."""
     return ConfigDict(plain(json.loads(text)))
+
+
+def with_defaults(old: Mapping, defaults: Mapping) -> dict[str, Any]:
+    """A recorded config with the keys that it lacks, being older than they are."""
+    filled = dict(old)
+    for key, value in defaults.items():
+        if key not in filled:
+            filled[key] = value
+        elif isinstance(value, Mapping) and isinstance(filled[key], Mapping):
+            is_other = "target" in value and filled[key].get("target") != value["target"]
+            filled[key] = filled[key] if is_other else with_defaults(filled[key], value)
+    return filled
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from vitjax.data.loader import Loader
 from vitjax.data.preprocess import Preprocess
 from vitjax.errors import InputError
 from vitjax.models.functional import Model
-from vitjax.optim import make_optimizer
+from vitjax.optim import make_optimizer, store_in_bfloat16
 from vitjax.state import TrainState, init_state, make_train_step
 
 PREPROCESS_KEYS = [field.name for field in dataclasses.fields(Preprocess)]
@@ -36,6 +36,7 @@ class Experiment:
 
     config: Config
     mesh: Mesh
+    precision: parallel.Precision
     preprocess: Preprocess
     model: Model
     objective: Any
@@ -61,7 +62,7 @@ class Experiment:
     def compile(self) -> Any:
         """The training step for this mesh, compiled ahead of its first call."""
         step = jax.jit(
-            self.train_step,
+            parallel.on_mesh(self.train_step, self.mesh),
             donate_argnums=0,
             out_shardings=(self.state_shardings, parallel.replicated(self.mesh)),
         )
@@ -136,8 +137,18 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
     Raises:
       InputError: anything in the config that cannot work, before anything is computed.
     """
-    mesh = parallel.make_mesh(config_lib.plain(config.mesh), devices)
+    sizes = config_lib.plain(config.mesh)
+    if sizes == "auto":
+        from vitjax.planning import search, targets  # which build experiments themselves
+
+        devices = jax.devices() if devices is None else devices
+        sizes = search.choose_mesh(config, targets.of_devices(devices), devices)
+    elif isinstance(sizes, str):
+        raise InputError(f"mesh must be sizes of axes or 'auto', got {sizes!r}")
+    mesh = parallel.make_mesh(sizes, devices)
     _check_numbers(config, mesh)
+    if config.model.get("remat") == "offload" and mesh.devices.flat[0].platform == "cpu":
+        raise InputError('model.remat="offload" needs an accelerator; CPUs have one memory')
     precision = parallel.make_precision(**config.precision)
     preprocess = make_preprocess(config)
     model = make_model(config.model, preprocess, precision)
@@ -147,10 +158,13 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
 
     settings = config_lib.plain(config.optimizer)
     parts, ema_decay = settings.pop("accumulation_steps"), settings.pop("ema_decay")
+    offload = settings.pop("offload", False)
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise InputError(f"optimizer.ema_decay must be in (0, 1) or None, got {ema_decay}")
     schedule = config_lib.build(settings.pop("schedule"), total_steps=config.total_steps)
     algorithm = config_lib.build(settings.pop("algorithm"))
+    if precision.optimizer == "bfloat16":
+        algorithm = store_in_bfloat16(algorithm)
     optimizer = make_optimizer(params, algorithm=algorithm, schedule=schedule, **settings)
 
     def fresh():
@@ -158,26 +172,34 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
             objective, optimizer, batch, seed=config.seed, use_ema=ema_decay is not None
         )
 
+    abstract_state = jax.eval_shape(fresh)
+    state_shardings = parallel.tree_shardings(abstract_state, params, mesh)
+    updater = optimizer
+    if offload:
+        on_device = state_shardings.opt_state
+        on_host = parallel.on_host(abstract_state.opt_state, on_device, mesh)
+        state_shardings = dataclasses.replace(state_shardings, opt_state=on_host)
+        updater = parallel.fetching(optimizer, on_device, on_host)
     train_step = make_train_step(
         objective,
-        optimizer,
+        updater,
         preprocess,
         learning_rate=lambda step: config.optimizer.peak_lr * schedule(step),
         augment=config_lib.build_all(config.augment),
         accumulation_steps=parts,
         ema_decay=ema_decay,
     )
-    abstract_state = jax.eval_shape(fresh)
     return Experiment(
         config=config,
         mesh=mesh,
+        precision=precision,
         preprocess=preprocess,
         model=model,
         objective=objective,
         train_step=train_step,
         init_state=fresh,
         abstract_state=abstract_state,
-        state_shardings=parallel.tree_shardings(abstract_state, mesh),
+        state_shardings=state_shardings,
     )
 
 

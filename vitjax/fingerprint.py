@@ -17,7 +17,7 @@ from vitjax.parallel import path_name
 PyTree = Any
 
 
-def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """MurmurHash3's 32-bit finaliser."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -33,7 +33,7 @@ def _leaf(x: Array) -> UInt32[Array, ""]:
     for dim, size in enumerate(x.shape):
         index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
         position = position * jnp.uint32(size % 2**32) + index
-    return _mix(bits + _mix(position + jnp.uint32(1))).sum(dtype=jnp.uint32)
+    return mix(bits + mix(position + jnp.uint32(1))).sum(dtype=jnp.uint32)
 
 
 @jax.jit

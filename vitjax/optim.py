@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float
 
 from vitjax.errors import InputError
+from vitjax.fingerprint import mix
 from vitjax.parallel import path_name
 from vitjax.schedules import Schedule
 
@@ -185,6 +186,50 @@ def scale_by_muon(
     return optax.partition(
         {"muon": muon, "adam": optax.scale_by_adam(b1, b2, mu_dtype=dtype)}, labels
     )
+
+
+def _stochastic_round(x: Array, seed: Array) -> Array:
+    """float32 to bfloat16, up or down by chance, so that small changes are not lost on average.
+
+    The chance is a hash of position and seed: the same on any number of devices.
+    """
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for dim, size in enumerate(x.shape):
+        index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
+        position = position * jnp.uint32(size % 2**32) + index
+    noise = mix(position + mix(seed.astype(jnp.uint32))) >> 16
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((bits + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+
+def store_in_bfloat16(algorithm: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The algorithm with its float32 slots kept in bfloat16 between steps, rounded by chance.
+
+    Rounding to nearest would freeze a second moment: with b2 = 0.999 its changes are smaller than
+    bfloat16's last bit.
+    """
+
+    def narrow(state, count):
+        def leaf(x):
+            is_wide = jnp.ndim(x) > 0 and x.dtype == jnp.float32
+            return _stochastic_round(x, count) if is_wide else x
+
+        return jax.tree.map(leaf, state)
+
+    def init(params):
+        count = jnp.zeros((), jnp.int32)
+        return {"count": count, "slots": narrow(algorithm.init(params), count)}
+
+    def update(updates, state, params=None):
+        wide = jax.tree.map(
+            lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state["slots"]
+        )
+        updates, wide = algorithm.update(updates, wide, params)
+        count = state["count"] + 1
+        return updates, {"count": count, "slots": narrow(wide, count)}
+
+    return optax.GradientTransformation(init, update)
 
 
 def make_optimizer(

@@ -6,44 +6,65 @@ No other file names a mesh axis. The axes:
   tensor: heads and MLP width are split over it.
 """
 
+import contextvars
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from vitjax.errors import InputError, suggest
 
 PyTree = Any
-AXES = ("replica", "fsdp", "tensor")
+AXES = REPLICA, FSDP, TENSOR = ("replica", "fsdp", "tensor")
 DATA_AXES = ("replica", "fsdp")
 DTYPES = ("float32", "bfloat16")
 
-# Tensor parallelism is named for the Transformer block only: the axes of each dimension after the
-# leading layer dimension. Everything else is left to FSDP, which takes the largest free dimension.
+# Tensor parallelism is named for the Transformer block and the attention pool: the axes of each
+# dimension of a layer's parameter. Everything else is left to FSDP, which takes the largest
+# dimension that it divides, over both axes where it can.
 TENSOR_RULES = {
-    "blocks/attention/qkv/kernel": (None, None, "tensor", None),  # [D, 3, H, K]
-    "blocks/attention/qkv/bias": (None, "tensor", None),  # [3, H, K]
-    "blocks/attention/out/kernel": ("tensor", None, None),  # [H, K, D]
-    "blocks/mlp/up/kernel": (None, "tensor"),  # [D, F]
-    "blocks/mlp/up/bias": ("tensor",),  # [F]
-    "blocks/mlp/down/kernel": ("tensor", None),  # [F, D]
+    "attention/qkv/kernel": (None, None, "tensor", None),  # [D, 3, H, K]
+    "attention/qkv/bias": (None, "tensor", None),  # [3, H, K]
+    "attention/out/kernel": ("tensor", None, None),  # [H, K, D]
+    "pool/query/kernel": (None, "tensor", None),  # [D, H, K]
+    "pool/query/bias": ("tensor", None),  # [H, K]
+    "pool/key_value/kernel": (None, None, "tensor", None),  # [D, 2, H, K]
+    "pool/key_value/bias": (None, "tensor", None),  # [2, H, K]
+    "pool/out/kernel": ("tensor", None, None),  # [H, K, D]
+    "mlp/up/kernel": (None, "tensor"),  # [D, F]
+    "mlp/up/bias": ("tensor",),  # [F]
+    "mlp/down/kernel": ("tensor", None),  # [F, D]
 }
+
+# What the letters of an activation's dimensions mean on the mesh; the others are whole.
+ACTIVATION_RULES = {"B": DATA_AXES, "H": "tensor", "F": "tensor"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Which type is used where: parameters and optimizer state, and matrix products.
+    """Which type is used where.
+
+    Attributes:
+      params: of the parameters (and of their moving average).
+      compute: of matrix products and of the parameters that devices gather for them.
+      gradients: of the kernels' gradients as devices add them up.
+      optimizer: of the optimizer's state; "float32" leaves it as the algorithm has it.
 
     Norms, softmax and losses are always float32.
     """
 
     params: str = "float32"
     compute: str = "float32"
+    gradients: str = "float32"
+    optimizer: str = "float32"
 
     def compute_cast(self, x: Array) -> Array:
         """To the type of matrix products."""
@@ -54,14 +75,26 @@ class Precision:
         return x.astype(jnp.float32)
 
 
-def make_precision(params: str = "float32", compute: str = "auto") -> Precision:
-    """The policy; `compute="auto"` is bfloat16 on accelerators and float32 on CPUs."""
+def make_precision(
+    params: str = "float32",
+    compute: str = "auto",
+    gradients: str = "auto",
+    optimizer: str = "float32",
+) -> Precision:
+    """The policy; `compute="auto"` is bfloat16 on accelerators and float32 on CPUs, and
+    `gradients="auto"` is what compute is."""
     if compute == "auto":
         compute = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    for name, value in (("params", params), ("compute", compute)):
+    gradients = compute if gradients == "auto" else gradients
+    types = {"params": params, "compute": compute, "gradients": gradients, "optimizer": optimizer}
+    for name, value in types.items():
         if value not in DTYPES:
             raise InputError(f"unknown precision.{name} {value!r}; {suggest(value, DTYPES)}")
-    return Precision(params, compute)
+    if (compute, gradients) == ("float32", "bfloat16"):
+        raise InputError(
+            "precision.gradients cannot be bfloat16 where precision.compute is float32"
+        )
+    return Precision(**types)
 
 
 def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
@@ -89,8 +122,28 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
             f"mesh {written} does not fit {len(devices)} devices; "
             f"set one axis to -1, or make the product {len(devices)}"
         )
-    return jax.make_mesh(
-        tuple(shape), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES)
+    return Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(shape: list[int], devices: list) -> np.ndarray:
+    """Devices in the mesh's shape, neighbours on the interconnect along the last axes.
+
+    Slices have only a slow network between them: the replica axis runs over it, so that nothing
+    but the sum of gradients does.
+    """
+    slices = len({getattr(d, "slice_index", 0) or 0 for d in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise InputError(
+            f"mesh.replica={shape[0]} is not a multiple of the {slices} slices; "
+            "fsdp and tensor must stay inside a slice"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // slices, *shape[1:]),
+        (slices, 1, 1),
+        devices,
+        allow_split_physical_axes=True,
     )
 
 
@@ -124,52 +177,182 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The sharding of every leaf of a train state, or of parameters, by the table above.
-
-    Optimizer slots end in the path of their parameter and have its shape, so one table serves
-    both; slots of another rank (factored moments) are left to FSDP.
-
-    Raises:
-      InputError: the tensor axis does not divide the heads or the MLP width, or nothing in the
-        model can be split over it.
-    """
-    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
-    matched = []
-
-    def leaf(path, x):
-        name, shape = path_name(path), x.shape
-        axes: list[str | None] = [None] * len(shape)
-        is_stacked = "blocks" in name.split("/") and len(shape) > 1
-        for suffix, rule in TENSOR_RULES.items() if tensor > 1 else ():
-            if name.endswith(suffix) and len(shape) == 1 + len(rule):
-                axes = [None, *rule]
-                matched.append(suffix)
+def _tensor_axes(name: str, shape: tuple[int, ...], tensor: int) -> list[str | None] | None:
+    """The axes that the table names for a parameter, or None."""
+    for suffix, rule in TENSOR_RULES.items():
+        if not f"/{name}".endswith(f"/{suffix}"):
+            continue
+        axes: list[str | None] = [None] * (len(shape) - len(rule))
+        axes += rule
         for dim, axis in enumerate(axes):
             if axis == "tensor" and shape[dim] % tensor:
                 raise InputError(
                     f"mesh.tensor={tensor} does not divide dimension {dim} of {name} {shape} "
                     "(the heads or the MLP width)"
                 )
-        free = [
-            d for d in range(is_stacked, len(shape)) if axes[d] is None and shape[d] % fsdp == 0
-        ]
-        if fsdp > 1 and free:
-            axes[max(free, key=lambda d: shape[d])] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*axes))
+        return axes
+    return None
 
-    shardings = jax.tree.map_with_path(leaf, tree)
-    if tensor > 1 and not matched:
+
+def _spread(
+    rule: list[str | None] | None, shape: tuple[int, ...], mesh: Mesh, is_stacked: bool
+) -> PartitionSpec:
+    """Adds FSDP: the largest free dimension that divides; without a rule over both axes."""
+    axes: list[Any] = list(rule or [None] * len(shape))
+    choices = [("fsdp",)] if rule else [("fsdp", "tensor"), ("fsdp",), ("tensor",)]
+    for names in choices:
+        parts = math.prod(mesh.shape[name] for name in names)
+        free = [
+            d for d in range(is_stacked, len(shape)) if axes[d] is None and shape[d] % parts == 0
+        ]
+        if parts > 1 and free:
+            axes[max(free, key=lambda d: shape[d])] = tuple(n for n in names if mesh.shape[n] > 1)
+            break
+    return PartitionSpec(*axes)
+
+
+def tree_shardings(tree: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
+    """The sharding of every leaf of a train state, by the table above.
+
+    Args:
+      tree: a train state, or any tree with parameters or optimizer slots in it.
+      params: the parameters or their shapes. A leaf of the tree whose path ends in the path of a
+        parameter, with the same shape, is sharded like it; others (factored moments) are left to
+        FSDP.
+
+    Raises:
+      InputError: the tensor axis does not divide the heads or the MLP width, or nothing in the
+        model can be split over it.
+    """
+    tensor, known = mesh.shape["tensor"], {}
+    for path, parameter in jax.tree.leaves_with_path(params):
+        name, shape = path_name(path), parameter.shape
+        known[name] = shape, _tensor_axes(name, shape, tensor) if tensor > 1 else None
+    if tensor > 1 and not any(axes for _, axes in known.values()):
         raise InputError(
             f"mesh.tensor={tensor}, but no parameter of this model can be split over it"
         )
-    return shardings
+
+    def leaf(path, x):
+        parts = path_name(path).split("/")
+        axes = None
+        for start in range(len(parts)):
+            shape, found = known.get("/".join(parts[start:]), (None, None))
+            if shape == x.shape:
+                axes = found
+                break
+        is_stacked = "blocks" in parts and len(x.shape) > 1
+        return NamedSharding(mesh, _spread(axes, x.shape, mesh, is_stacked))
+
+    return jax.tree.map_with_path(leaf, tree)
 
 
-def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """This process's rows of a batch, placed as its part of the global array."""
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+def on_host(tree: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
+    """The shardings with the larger arrays in the memory of the devices' hosts.
+
+    Raises:
+      InputError: the devices have no such memory beside their own.
+    """
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu":
+        raise InputError("optimizer.offload=True needs an accelerator; CPUs have one memory")
+
+    def leaf(x, sharding):
+        return sharding.with_memory_kind("pinned_host") if len(x.shape) else sharding
+
+    return jax.tree.map(leaf, tree, shardings)
+
+
+def fetching(optimizer: Any, on_device: PyTree, on_host: PyTree) -> Any:
+    """The optimizer with its state brought to the devices for the update, and back."""
+
+    def update(updates, state, params=None):
+        updates, state = optimizer.update(updates, jax.device_put(state, on_device), params)
+        return updates, jax.device_put(state, on_host)
+
+    return optimizer._replace(update=update)
+
+
+def parameter_axes(
+    name: str, shape: tuple[int, ...], sharding: NamedSharding, mesh: Mesh
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The mesh axes over which a parameter stays split while it is used, and those over which it
+    is gathered first."""
+    used: list[str] = []
+    for entry in sharding.spec:
+        used += [entry] if isinstance(entry, str) else list(entry or ())
+    tensor = mesh.shape["tensor"]
+    rule = _tensor_axes(name, shape, tensor) if tensor > 1 else None
+    kept = ("tensor",) if rule and "tensor" in rule else ()
+    return kept, tuple(axis for axis in AXES if axis in used and axis not in kept)
+
+
+_active: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+    """The function, traced so that `constrain` inside it means this mesh."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        token = _active.set(mesh)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _active.reset(token)
+
+    return wrapped
+
+
+def platform() -> str:
+    """The platform that is traced for: that of the mesh, which may be another than JAX's own."""
+    mesh = _active.get()
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def constrain(x: Array, dims: str) -> Array:
+    """States how an activation lies on the mesh, so that the compiler need not guess.
+
+    Args:
+      x: any activation.
+      dims: a letter for each dimension, such as "B N D"; see ACTIVATION_RULES.
+
+    Outside of `on_mesh`, and on one device, it does nothing.
+    """
+    mesh = _active.get()
+    if mesh is None or mesh.size == 1:
+        return x
+    spec = []
+    for size, letter in zip(x.shape, dims.split(), strict=True):
+        axes = ACTIVATION_RULES.get(letter)
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        parts = math.prod(mesh.shape[name] for name in names)
+        spec.append(axes if size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that this process's devices hold, in ascending order."""
+    shards, me = batch_shards(mesh), jax.process_index()
+    owners = np.vectorize(lambda d: d.process_index)(mesh.devices).reshape(shards, -1)
+    mine = np.flatnonzero((owners == me).any(1))
+    part = batch_size // shards
+    return (mine[:, None] * part + np.arange(part)).ravel()
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, Array]:
+    """This process's rows of a batch (see `process_rows`), placed as its part of the whole."""
+    sharding, rows = batch_sharding(mesh), process_rows(mesh, batch_size)
+
+    def place(values):
+        def part(index):
+            start, stop, _ = index[0].indices(batch_size)
+            first = int(np.searchsorted(rows, start))
+            return values[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, part)
+
+    return {name: place(values) for name, values in batch.items()}
 
 
 def to_host(tree: PyTree) -> PyTree:

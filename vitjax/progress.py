@@ -14,12 +14,17 @@ log = logging.getLogger("vitjax")
 
 
 @contextmanager
-def logging_to(workdir: Path | None) -> Iterator[Console]:
-    """Sends the package's log to the terminal and, with a workdir, to its train.log."""
-    console = Console(stderr=True, highlight=False)
+def logging_to(workdir: Path | None, process: int = 0) -> Iterator[Console]:
+    """Sends the package's log to the terminal and, with a workdir, to its train.log.
+
+    Of several processes only the first speaks on the terminal; the others have a log each.
+    """
+    console = Console(stderr=True, highlight=False, quiet=process > 0)
     handlers: list[logging.Handler] = [_ConsoleHandler(console)]
     if workdir is not None:
-        handlers.append(logging.FileHandler(workdir / "train.log"))
+        handlers.append(
+            logging.FileHandler(workdir / ("train.log" if process == 0 else f"train.{process}.log"))
+        )
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -76,9 +76,10 @@ class MetricWriter:
     checkpoint and the interruption run again and come to the same numbers.
     """
 
-    def __init__(self, workdir: Path):
-        self._path = workdir / "metrics.jsonl"
-        self.last_step = self._mend()
+    def __init__(self, workdir: Path, *, is_active: bool = True):
+        self._is_active = is_active
+        self._path = workdir / "metrics.jsonl" if is_active else Path(os.devnull)
+        self.last_step = self._mend() if is_active else -1
         self._file = self._path.open("a", encoding="utf-8")
         self._board_folder = str(workdir / "tensorboard")
         self._board: Any = None
@@ -105,7 +106,7 @@ class MetricWriter:
 
     def flush(self) -> None:
         row, self._row = self._row, {}
-        if not row or self._step <= self.last_step:
+        if not self._is_active or not row or self._step <= self.last_step:
             return
         self.last_step = self._step
         line = {"step": self._step, "time": round(time.time(), 3), **row}
@@ -139,8 +140,9 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
 class Events:
     """Appends to events.jsonl: start, compile, first_step, checkpoint, preempt, resume, stop."""
 
-    def __init__(self, workdir: Path):
-        self._file = (workdir / "events.jsonl").open("a", encoding="utf-8")
+    def __init__(self, workdir: Path, *, is_active: bool = True):
+        path = workdir / "events.jsonl" if is_active else Path(os.devnull)
+        self._file = path.open("a", encoding="utf-8")
 
     def add(self, event: str, **facts: Any) -> None:
         line = {"event": event, "time": round(time.time(), 3), **facts}

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from vitjax import cli, experiment, parallel, state, warm_start
+from vitjax import cli, experiment, parallel, processes, state, warm_start
 from vitjax import config as config_lib
 from vitjax.checkpoint import Checkpoints
 from vitjax.config import Config
@@ -35,7 +35,7 @@ log = logging.getLogger("vitjax")
 
 # What may change when a run goes on: nothing that the numbers of the run depend on.
 MAY_CHANGE = (
-    "eval_every", "log_every", "checkpoint_every", "checkpoint.", "mesh.", "evals.",
+    "eval_every", "log_every", "checkpoint_every", "checkpoint.", "mesh", "evals.",
     "data.num_threads", "data.num_ahead", "data.max_unreadable_fraction",
     "model.scan", "model.remat", "optimizer.accumulation_steps",
 )  # fmt: skip
@@ -51,7 +51,9 @@ class _StopSignal:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopSignal":
-        if threading.current_thread() is threading.main_thread():
+        # With several processes JAX's own handler agrees on a step that all of them save.
+        is_alone = jax.process_count() == 1
+        if is_alone and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._handle)
         return self
@@ -75,8 +77,10 @@ def _check_workdir(workdir: Path, config: Config) -> None:
         return
     has_steps = any((workdir / "checkpoints").glob("[0-9]*"))
     if not has_steps and not read_metrics(workdir):
-        (workdir / "config.json").unlink()  # a start that got nowhere holds nothing
+        if jax.process_index() == 0:
+            (workdir / "config.json").unlink()  # a start that got nowhere holds nothing
         return
+    old = config_lib.with_defaults(old, config_lib.plain(config_lib.base_config()))
     changed = config_lib.differences(old, config_lib.plain(config))
     changed = [line for line in changed if not line.startswith(MAY_CHANGE)]
     if changed:
@@ -132,10 +136,11 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
             warm_start.check_init(exp)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "train.log").open("a").close()
+        if jax.process_index() == 0:
+            (workdir / "train.log").open("a").close()
     except OSError as error:
         raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from error
-    with logging_to(workdir) as console, _StopSignal() as stop:
+    with logging_to(workdir, jax.process_index()) as console, _StopSignal() as stop:
         run = _Run(exp, loader, evaluators, workdir, clock, console)
         try:
             return run.go(stop)
@@ -153,7 +158,9 @@ class _Run:
         settings = config_lib.plain(config.checkpoint)
         self.exit_code = settings.pop("preempt_exit_code")
         self.checkpoints = Checkpoints(workdir / "checkpoints", **settings)
-        self.metrics, self.events = MetricWriter(workdir), Events(workdir)
+        self.is_first = jax.process_index() == 0  # the one that writes, but for checkpoints
+        self.metrics = MetricWriter(workdir, is_active=self.is_first)
+        self.events = Events(workdir, is_active=self.is_first)
         self.contract = exp.contract(loader.source.class_names)
         self.last: dict[str, float] = {}
         self.in_flight: collections.deque = collections.deque()
@@ -165,7 +172,7 @@ class _Run:
     def go(self, stop: _StopSignal) -> dict[str, float]:
         config, exp, events = self.exp.config, self.exp, self.events
         events.add("start", devices=exp.mesh.size)
-        if read_config(self.workdir) is None:
+        if self.is_first and read_config(self.workdir) is None:
             write_config(self.workdir, config)
         log.info("%s", _summary(exp))
         resumed = self.checkpoints.newest()
@@ -196,18 +203,22 @@ class _Run:
         first = resumed or 0
         total, steps_per_epoch = config.total_steps, len(self.loader.source) / config.batch_size
         batches = self.loader.train_batches(
-            first, config.batch_size, config.seed, config.data.num_ahead
+            first,
+            config.batch_size,
+            config.seed,
+            config.data.num_ahead,
+            parallel.process_rows(exp.mesh, config.batch_size),
         )
         self.line = ProgressLine(self.console, total, steps_per_epoch)
         self.marked_step = first
         ahead = parallel.steps_ahead(exp.mesh)
         self.clock.mark()
         for step in range(first + 1, total + 1):
-            if stop.received:
-                raise self._preempt(step - 1, train_state, stop.received)
+            if stop.received or processes.must_stop(step):
+                raise self._preempt(step - 1, train_state, stop.received or "SIGTERM")
             with self.clock("data"):
                 host_batch = next(batches)
-            batch = parallel.to_global(host_batch, exp.mesh)
+            batch = parallel.to_global(host_batch, exp.mesh, config.batch_size)
             train_state, metrics = train_step(train_state, batch)
             jax.tree.map(lambda x: x.copy_to_host_async(), metrics)
             self.in_flight.append((step, metrics))
@@ -285,7 +296,7 @@ class _Run:
             self.metrics.flush()
             self.checkpoints.save(step, train_state, self.contract, self.last_of(step))
         self.events.add("checkpoint", step=step)
-        if self.drawing is None or not self.drawing.is_alive():
+        if self.is_first and (self.drawing is None or not self.drawing.is_alive()):
             self.drawing = threading.Thread(target=draw_curves, args=(self.workdir,))
             self.drawing.start()
 
@@ -318,7 +329,8 @@ class _Run:
             "wall_seconds": round(total, 2),
             "goodput": (total - other - spent.get("data", 0.0)) / total,
         }
-        write_whole(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        if self.is_first:
+            write_whole(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         self.events.add("stop", step=step)
         if self.line is not None:
             self.line.close()
@@ -335,7 +347,8 @@ class _Run:
         self.loader.close()
         if self.drawing is not None:
             self.drawing.join()
-        draw_curves(self.workdir)
+        if self.is_first:
+            draw_curves(self.workdir)
 
 
 def main(argv: list[str]) -> int:
@@ -351,5 +364,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config.KEY", metavar="VALUE", help="override any key of the config")
     arguments, assignments = cli.parse(parser, argv)
     config = config_lib.override(config_lib.load_config(arguments.config), assignments)
+    processes.start()
     train(config, arguments.workdir)
     return 0

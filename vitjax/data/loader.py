@@ -1,7 +1,8 @@
 """Batches on the host: order, shards, decoding, faults, and reading ahead.
 
 The training batch of step s is a pure function of (seed, s): it holds positions
-[s * batch_size, (s + 1) * batch_size) of the shuffled order, and each process reads its own rows.
+[s * batch_size, (s + 1) * batch_size) of the shuffled order; each process reads the rows that its
+devices hold.
 So resuming needs no saved iterator, and any number of processes and threads gives the same batch.
 """
 
@@ -13,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 
 from vitjax.data.images import UnreadableImage, decode
@@ -135,11 +135,12 @@ class Loader:
             row[...] = image
         return {"images": images, "labels": self._labels([label for _, label in examples])}
 
-    def train_batch(self, step: int, batch_size: int, seed: int) -> HostBatch:
-        """This process's rows of the global batch of a step."""
-        local = batch_size // jax.process_count()
-        first = step * batch_size + jax.process_index() * local
-        positions = np.arange(first, first + local)
+    def train_batch(
+        self, step: int, batch_size: int, seed: int, rows: np.ndarray | None = None
+    ) -> HostBatch:
+        """The given rows of the global batch of a step; all of them by default."""
+        rows = np.arange(batch_size) if rows is None else rows
+        positions, local = step * batch_size + rows, len(rows)
         indices = shuffled(positions, len(self.source), seed)
         if not self.transforms:
             return self._read(indices, [None] * local)
@@ -147,20 +148,30 @@ class Loader:
         return self._read(indices, [np.random.Generator(key) for key in keys])
 
     def train_batches(
-        self, first_step: int, batch_size: int, seed: int, num_ahead: int = 2
+        self,
+        first_step: int,
+        batch_size: int,
+        seed: int,
+        num_ahead: int = 2,
+        rows: np.ndarray | None = None,
     ) -> Iterator[HostBatch]:
         """Endless training batches from a step on, read `num_ahead` ahead by Grain."""
-        steps = _Steps(lambda step: self.train_batch(first_step + step, batch_size, seed))
+        steps = _Steps(lambda step: self.train_batch(first_step + step, batch_size, seed, rows))
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=num_ahead)
         return iter(grain.MapDataset.source(steps).to_iter_dataset(options))
 
-    def eval_batches(self, batch_size: int, num_ahead: int = 2) -> Iterator[HostBatch]:
-        """Every example exactly once over all processes, in order; `mask` is False for padding."""
-        local = batch_size // jax.process_count()
-        total = len(self.source)
+    def eval_batches(
+        self, batch_size: int, num_ahead: int = 2, rows: np.ndarray | None = None
+    ) -> Iterator[HostBatch]:
+        """Every example exactly once, in order; `mask` is False for padding.
+
+        Of each global batch the given rows; all of them by default.
+        """
+        rows = np.arange(batch_size) if rows is None else rows
+        total, local = len(self.source), len(rows)
 
         def read(step: int) -> HostBatch:
-            positions = step * batch_size + jax.process_index() * local + np.arange(local)
+            positions = step * batch_size + rows
             batch = self._read(np.minimum(positions, total - 1), [None] * local)
             return batch | {"mask": positions < total}
 

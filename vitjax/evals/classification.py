@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from vitjax.data.loader import Loader
 from vitjax.errors import InputError
 from vitjax.objectives.supervised import one_hot
-from vitjax.parallel import batch_shards, replicated, steps_ahead, to_global
+from vitjax.parallel import batch_shards, on_mesh, process_rows, replicated, steps_ahead, to_global
 from vitjax.state import prepare
 
 
@@ -40,14 +40,15 @@ class Classification:
             losses = objective.example_losses(logits, batch)
             return jnp.stack([(losses * mask).sum(), (right * mask).sum(), mask.sum()])
 
-        self._sums = jax.jit(sums, out_shardings=replicated(mesh))
+        self._sums = jax.jit(on_mesh(sums, mesh), out_shardings=replicated(mesh))
 
     def __call__(self, state: Any) -> dict[str, float]:
         """Runs over the whole set."""
         totals: list[jax.Array] = []
         ahead = steps_ahead(self._mesh)
-        for batch in self._loader.eval_batches(self._batch_size):
-            batch = to_global(batch, self._mesh)
+        rows = process_rows(self._mesh, self._batch_size)
+        for batch in self._loader.eval_batches(self._batch_size, rows=rows):
+            batch = to_global(batch, self._mesh, self._batch_size)
             totals.append(self._sums(state.eval_params, state.extra, batch))
             if len(totals) > ahead:
                 totals[-1 - ahead].block_until_ready()

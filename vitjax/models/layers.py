@@ -3,6 +3,7 @@
 Array letters: B batch, N tokens, D width, H heads, K head width, F MLP width.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitjax.parallel import Precision
+from vitjax.parallel import Precision, constrain, platform
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -19,11 +20,48 @@ ACTIVATIONS = {
 }
 
 
+def _contract(x: Array, y: Array, x_dims: Sequence[int], y_dims: Sequence[int], **kwargs) -> Array:
+    return jax.lax.dot_general(x, y, ((tuple(x_dims), tuple(y_dims)), ((), ())), **kwargs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(rows: Array, kernel: Array, num_in: int, precision: Precision) -> Array:
+    return _contract(rows, precision.compute_cast(kernel), range(1, 1 + num_in), range(num_in))
+
+
+def _product_forward(rows, kernel, num_in, precision):
+    return _product(rows, kernel, num_in, precision), (rows, kernel)
+
+
+def _product_backward(num_in, precision, saved, grad):
+    rows, kernel = saved
+    out = range(1, grad.ndim)
+    d_rows = _contract(grad, precision.compute_cast(kernel), out, range(num_in, kernel.ndim))
+    if platform() == "cpu":  # has no product of a narrow type with a wide result
+        rows, grad = rows.astype(precision.gradients), grad.astype(precision.gradients)
+    d_kernel = _contract(rows, grad, (0,), (0,), preferred_element_type=precision.gradients)
+    return d_rows, d_kernel.astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def product(rows: Array, kernel: Array, num_in: int, precision: Precision) -> Array:
+    """Contracts rows `[R, *in]` with a kernel `[*in, *out]` to `[R, *out]`.
+
+    Where gradients are kept in a wider type than the product, so is their sum over devices.
+    """
+    if precision.gradients == precision.compute:
+        return _contract(rows, precision.compute_cast(kernel), range(1, 1 + num_in), range(num_in))
+    return _product(rows, kernel, num_in, precision)
+
+
 class Linear(nnx.Module):
     """A dense layer between groups of dimensions: kernel `[*in_dims, *out_dims]`.
 
     All leading dimensions are flattened into one before the product: on CPUs a single large
-    matrix product beats a batch of small ones, elsewhere the reshape is free.
+    matrix product beats a batch of small ones, elsewhere the reshape is free. The kernel's are
+    not: a dimension in the middle could not stay split over devices.
     """
 
     def __init__(
@@ -65,10 +103,10 @@ class Linear(nnx.Module):
         p = self.precision
         lead, in_dims = x.shape[: -self.num_in], x.shape[-self.num_in :]
         out_dims = self.kernel.shape[self.num_in :]
-        kernel = p.compute_cast(self.kernel[...]).reshape(math.prod(in_dims), math.prod(out_dims))
-        y = p.compute_cast(x).reshape(math.prod(lead), math.prod(in_dims)) @ kernel
+        rows = p.compute_cast(x).reshape(math.prod(lead), *in_dims)
+        y = product(rows, self.kernel[...], self.num_in, p)
         if self.bias is not None:
-            y = y + p.compute_cast(self.bias[...]).reshape(1, math.prod(out_dims))
+            y = y + p.compute_cast(self.bias[...])[None]
         return y.reshape(*lead, *out_dims)
 
 
@@ -135,11 +173,12 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B N D"]
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H N N"]]:
-        query, key, value = jnp.transpose(self.qkv(x), (2, 0, 3, 1, 4))
+        query, key, value = jnp.transpose(constrain(self.qkv(x), "B N 3 H K"), (2, 0, 3, 1, 4))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         mixed, weights = attend(query, key, value, self.precision)
-        return self.out(jnp.transpose(mixed, (0, 2, 1, 3))), weights
+        mixed = constrain(mixed, "B H N K")
+        return constrain(self.out(jnp.transpose(mixed, (0, 2, 1, 3))), "B N D"), weights
 
 
 class Mlp(nnx.Module):
@@ -153,7 +192,8 @@ class Mlp(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        hidden = constrain(self.up(x), "B N F")
+        return constrain(self.down(ACTIVATIONS[self.activation](hidden)), "B N D")
 
 
 def dropout(

@@ -10,17 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vitjax.errors import InputError, suggest
 from vitjax.models import layers
 from vitjax.models.functional import Model
 from vitjax.models.shapes import Geometry, Shape, count_flops, parse_shape
-from vitjax.parallel import Precision
+from vitjax.parallel import Precision, constrain
 
 POOLS = ("cls", "gap", "map")
 POSITIONS = ("learned", "sincos2d")
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "full", "offload")
 
 
 def sincos2d_positions(rows: int, cols: int, width: int) -> Float[np.ndarray, "N D"]:
@@ -176,6 +177,7 @@ class ViT(nnx.Module):
 
         def body(x, layer):
             index, rate, params = layer
+            x = checkpoint_name(constrain(x, "B N D"), "block_input")
             layer_key = None if key is None else jax.random.fold_in(key, index)
             x, seen = nnx.merge(graphdef, params)(x, layer_key, rate)
             return x, seen if intermediates else {}
@@ -184,6 +186,12 @@ class ViT(nnx.Module):
             policy = {
                 "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
                 "full": None,
+                "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+                    names_which_can_be_saved=[],
+                    names_which_can_be_offloaded=["block_input"],
+                    offload_src="device",
+                    offload_dst="pinned_host",
+                ),
             }
             body = jax.checkpoint(body, policy=policy[self.remat], prevent_cse=not self.scan)
         xs = (jnp.arange(depth), rates, stacked)
@@ -223,7 +231,7 @@ class ViT(nnx.Module):
             embedding = self.precision.compute_cast(self.precision.full_cast(tokens).mean(1))
         out: dict[str, Any] = {"tokens": tokens, "embedding": embedding}
         if self.head is not None:
-            out["logits"] = self.precision.full_cast(self.head(embedding))
+            out["logits"] = self.precision.full_cast(constrain(self.head(embedding), "B C"))
         if intermediates:
             out |= {"patches": patches, "blocks": blocks}
         return out
@@ -270,7 +278,8 @@ def vit(
       activation: "gelu_tanh" (as in JAX code bases) or "gelu" (exact, as in PyTorch's).
       drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
       scan: one scan over the blocks, or the same blocks unrolled.
-      remat: "none" keeps activations, "dots" keeps matrix products, "full" keeps block inputs.
+      remat: "none" keeps activations, "dots" keeps matrix products, "full" keeps block inputs,
+        "offload" keeps them in the host's memory (TPUs and GPUs).
       head_bias: where the head's bias starts (about -log(C) for sigmoid losses).
 
     Raises:
@@ -326,6 +335,9 @@ def vit(
         "positions": positions,
         "pool": pool,
         "num_classes": num_classes,
+        "num_tokens": geometry.num_tokens,
+        "parallel": parallel,
+        "remat": remat,
         "prefix_tokens": geometry.num_tokens - geometry.num_patches,
     }
     return Model(ViT, tuple(arguments.items()), tuple(description.items()), count_flops(geometry))

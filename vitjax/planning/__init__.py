@@ -1,0 +1,1 @@
+"""Plans a run for devices that need not be there: `vitjax plan`."""
