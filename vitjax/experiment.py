@@ -21,6 +21,15 @@ from vitjax.state import TrainState, init_state, make_train_step
 PREPROCESS_KEYS = [field.name for field in dataclasses.fields(Preprocess)]
 LOADER_KEYS = ["num_threads", "max_labels", "max_unreadable_fraction"]
 
+# Without these, TPU v5e turns the gathers of small shards into all-reduces of twice the bytes.
+# On v5p nothing that its compiler supports keeps it from doing so (LOG.md).
+COMPILER_OPTIONS: dict[str, Any] = {
+    "tpu": {
+        "xla_tpu_prefer_async_allgather_to_allreduce": "true",
+        "xla_enable_async_all_gather": "true",
+    }
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -66,7 +75,9 @@ class Experiment:
             donate_argnums=0,
             out_shardings=(self.state_shardings, parallel.replicated(self.mesh)),
         )
-        return step.lower(self.state_target, self.abstract_batch).compile()
+        lowered = step.lower(self.state_target, self.abstract_batch)
+        options = COMPILER_OPTIONS.get(self.mesh.devices.flat[0].platform)
+        return lowered.compile(compiler_options=options)
 
     def fresh_state(self) -> TrainState:
         """Draws a state. Used once, so on CPUs it is compiled without optimising (LOG.md)."""
