@@ -76,6 +76,10 @@ def abstract(sizes: dict[str, int]) -> list:
     return jax.devices()[: int(np.prod(list(sizes.values())))]
 
 
+def shown(sizes: dict[str, int]) -> str:
+    return " x ".join(str(n) for n in sizes.values())
+
+
 def main() -> None:
     import jax
 
@@ -122,7 +126,7 @@ def main() -> None:
     table = "".join(
         f"| {kind} | {name} | {count:,} | {1e3 * found.compute:.0f} | {1e3 * found.network:.0f} "
         f"| {found.network / found.compute:.2f} "
-        f"| {IMAGES[name] * found.network / found.compute:.1f} of {IMAGES[name]} | {' x '.join(str(n) for n in winner.values())} "
+        f"| {IMAGES[name] * found.network / found.compute:.1f} of {IMAGES[name]} | {shown(winner)} "
         f"| {best.network / best.compute:.2f} |\n"
         for kind, name, count, found, best, winner in rows
     )
