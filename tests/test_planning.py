@@ -180,19 +180,12 @@ def test_auto_mesh_is_resolved_and_recorded_as_asked(make_config):
 
 
 def test_search_tries_every_legal_mesh_and_ranks_what_fits_first(make_config):
-    target = targets.Target("tpu:v5e", "tpu", "v5e", (2, 4))
-
-    class Described:
-        platform, process_index, slice_index = "tpu", 0, None
-        device_kind = "TPU v5 lite"
-
-        def __init__(self, index):
-            self.id, self.coords = index, (index // 4, index % 4, 0)
-
-    config = tiny(make_config)
-    found = search.candidates(config, target, jax.devices()[:1])
+    target = targets.Target("gpu:h100:1x1x8", "gpu", "h100", (1, 8))
+    found = search.candidates(tiny(make_config), target, jax.devices())
     assert {c.remat for c in found} == set(search.REMAT)
     assert {c.batch_size for c in found} == {8, 16, 32, 64, 128}
+    wanted = {(r, 8 // r // t, t) for t in (1, 2, 4) for r in (1, 2, 4, 8) if 8 % (r * t) == 0}
+    assert {tuple(c.mesh.values()) for c in found} == wanted  # four heads: no tensor axis of 8
     rates = [c.images_per_second for c in found]
     assert rates == sorted(rates, reverse=True)
     shapes = {tuple(m.values()) for m in search.meshes(8, 2, 4)}

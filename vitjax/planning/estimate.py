@@ -108,7 +108,8 @@ def least_collectives(exp: Experiment) -> list[Collective]:
                 Collective("reduce-scatter", spread, size, rows * gradient, parts),
             ]
         summed = tuple(a for a in (REPLICA, FSDP) if mesh.shape[a] > 1 and a not in spread)
-        size, held = math.prod(mesh.shape[a] for a in summed), rows // max(size, 1)
+        held = rows // size  # what one device keeps of the gradient
+        size = math.prod(mesh.shape[a] for a in summed)
         if size > 1:
             found.append(Collective("all-reduce", summed, size, held * gradient, parts))
     tensor = mesh.shape[TENSOR]
