@@ -58,6 +58,7 @@ class Checkpoints:
       keep_best: how many of the best by `metric` to keep beside them.
       metric: the name of an evaluation's number, or None.
       mode: "max" or "min".
+      at_steps: steps that are never removed.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Checkpoints:
         keep_best: int = 1,
         metric: str | None = None,
         mode: str = "max",
+        at_steps: tuple[int, ...] = (),
     ):
         if keep_last < 1 or keep_best < 0:
             raise InputError(
@@ -77,6 +79,8 @@ class Checkpoints:
         if mode not in ("max", "min"):
             raise InputError(f"checkpoint.mode must be 'max' or 'min', got {mode!r}")
         kept: list[Any] = [policies.preservation_policy.LatestN(keep_last)]
+        if at_steps:
+            kept.append(policies.preservation_policy.CustomSteps(at_steps))
         if metric and keep_best:
             kept.append(
                 policies.preservation_policy.BestN(

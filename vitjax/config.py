@@ -104,6 +104,7 @@ def base_config() -> Config:
                 "keep_best": 1,
                 "metric": None,  # such as "eval/test/accuracy"; None: no best
                 "mode": "max",
+                "at_steps": (),  # saved at these steps and never removed
                 "preempt_exit_code": 75,
             },
         }
@@ -116,8 +117,8 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def load_config(name: str) -> Config:
-    """Runs `get_config()` of a file, or of a shipped config by its name."""
+def load_config(name: str, function: str = "get_config") -> Config:
+    """Runs `get_config()`, or another function, of a file or of a shipped config by its name."""
     shipped = sorted(p.relative_to(config_folder()).with_suffix("").as_posix()
                      for p in config_folder().rglob("*.py"))  # fmt: skip
     path = Path(name)
@@ -129,11 +130,11 @@ def load_config(name: str) -> Config:
             )
         path = config_folder() / f"{key}.py"
     try:
-        get_config = runpy.run_path(str(path)).get("get_config")
+        get_config = runpy.run_path(str(path)).get(function)
     except SyntaxError as error:
         raise InputError(f"config {path}: {error}") from error
     if get_config is None:
-        raise InputError(f"config {path} has no function get_config()")
+        raise InputError(f"config {path} has no function {function}()")
     config = get_config()
     config.lock()
     return config
@@ -147,10 +148,10 @@ def parse_value(text: str) -> Any:
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def _fit_type(value: Any, old: Any, key: str) -> Any:
+def _fit_type(value: Any, old: Any, key: str, flag: str) -> Any:
     """Checks a new value against the type of the old one, which None leaves open."""
     if isinstance(old, ConfigDict):
-        raise InputError(f"--config.{key} is a block; set one of its keys: {', '.join(old)}")
+        raise InputError(f"--{flag}.{key} is a block; set one of its keys: {', '.join(old)}")
     if old is None or value is None:
         return value
     if isinstance(old, float) and type(value) is int:
@@ -161,14 +162,17 @@ def _fit_type(value: Any, old: Any, key: str) -> Any:
         return tuple(value) if isinstance(value, tuple | list) else (value,)
     if type(value) is not type(old):
         raise InputError(
-            f"--config.{key}={value!r} is of type {type(value).__name__}; "
+            f"--{flag}.{key}={value!r} is of type {type(value).__name__}; "
             f"it must be {type(old).__name__}, as the default {old!r}"
         )
     return value
 
 
-def override(config: Config, assignments: Iterable[str]) -> Config:
+def override(config: Config, assignments: Iterable[str], flag: str = "config") -> Config:
     """Applies "optimizer.peak_lr=3e-4" and the like, in order, in place.
+
+    Args:
+      flag: what the command line calls the config, for messages.
 
     Raises:
       InputError: an unknown key (with the nearest real one), or a value of another type.
@@ -176,20 +180,20 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise InputError(f"--config.{key} needs a value: --config.{key}=VALUE")
+            raise InputError(f"--{flag}.{key} needs a value: --{flag}.{key}=VALUE")
         *parents, last = key.split(".")
         node: Any = config
         for depth, part in enumerate(parents):
             node = node[_member(node, part, ".".join(parents[: depth + 1]))]
         name = _member(node, last, key)
         if isinstance(node, tuple | list):
-            raise InputError(f"--config.{key} is a block; set one of its keys")
+            raise InputError(f"--{flag}.{key} is a block; set one of its keys")
         if key == "mesh" and text == "auto":
             with config.ignore_type():
                 config.mesh = "auto"
             continue
         is_word = isinstance(node[name], str) and text == "none"  # a choice, such as model.remat
-        node[name] = _fit_type(text if is_word else parse_value(text), node[name], key)
+        node[name] = _fit_type(text if is_word else parse_value(text), node[name], key, flag)
     return config
 
 
@@ -268,6 +272,11 @@ def build_all(specs: Sequence[Block], **given: Any) -> list[Any]:
 def from_json(text: str) -> Config:
     """The config of a run directory; lists come back as tuples."""
     return ConfigDict(plain(json.loads(text)))
+
+
+def from_plain(values: Mapping[str, Any]) -> Config:
+    """A config of plain values, such as `plain` gave; unlocked."""
+    return ConfigDict(plain(values))
 
 
 def with_defaults(old: Mapping, defaults: Mapping) -> dict[str, Any]:

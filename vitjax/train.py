@@ -127,6 +127,11 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     """
     workdir = Path(workdir)
     clock = Clock()
+    for step in config.checkpoint.at_steps:
+        if not 1 <= step <= config.total_steps:
+            raise InputError(
+                f"checkpoint.at_steps must lie in 1 to total_steps={config.total_steps}, got {step}"
+            )
     _check_workdir(workdir, config)
     with clock("start"):
         exp = experiment.build(config)
@@ -211,7 +216,7 @@ class _Run:
         )
         self.line = ProgressLine(self.console, total, steps_per_epoch)
         self.marked_step = first
-        ahead = parallel.steps_ahead(exp.mesh)
+        ahead, at_steps = parallel.steps_ahead(exp.mesh), set(config.checkpoint.at_steps)
         self.clock.mark()
         for step in range(first + 1, total + 1):
             if stop.received or processes.must_stop(step):
@@ -225,7 +230,7 @@ class _Run:
             while len(self.in_flight) > ahead:
                 self._collect()
             is_eval = bool(self.evaluators) and _due(step, config.eval_every, total)
-            is_save = _due(step, config.checkpoint_every, total)
+            is_save = _due(step, config.checkpoint_every, total) or step in at_steps
             if is_eval or is_save:
                 self._drain()
             if is_eval:
