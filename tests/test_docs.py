@@ -6,17 +6,26 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_scaling_report import record
 
 from vitjax import cli
+from vitjax.sweep.table import read_plan
 
 SHRINK = [
     "--config.total_steps=2", "--config.batch_size=8", "--config.optimizer.schedule.warmup_steps=1",
     "--config.model.width=16", "--config.model.depth=1", "--config.model.mlp_dim=16",
     "--config.model.num_heads=1", "--config.eval_every=0", "--config.checkpoint_every=0",
+]  # fmt: skip
+
+# Few sizes, steps and recipes, so that a cell takes seconds.
+SHRINK_SWEEP = [
+    "--sweep.isoflop.budgets=(3e8,9e8,2.7e9,8.1e9)", "--sweep.seeds.extra=()",
+    "--sweep.train.log_every=1000",
 ]  # fmt: skip
 
 MY_CONFIG = """
@@ -44,6 +53,18 @@ def make_images(folder, classes, size):
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{i}.png")
 
 
+def run_sweep(argv):
+    """`vitjax sweep run`: one cell is trained, the others are recorded with losses of a law."""
+    workdir = next(Path(a.partition("=")[2]) for a in argv if a.startswith("--workdir="))
+    stage = "holdout" if "--stage=holdout" in argv else "fit"
+    plan = read_plan(workdir)
+    cheapest = min((c for c in plan.cells if c.stage == stage and not c.is_branch),
+                   key=lambda c: c.flops)  # fmt: skip
+    status = cli.main([*argv, f"--cells={cheapest.number}"])
+    record(workdir, plan, stage)
+    return status
+
+
 def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / "birds", ("robin", "wren"), 40)
@@ -54,9 +75,20 @@ def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys):
     found = list(commands(root))
     assert len(found) >= 5
     plans = []
+    row = "{0},{1},{2},{3},fit\n"
+    lines = [row.format(n * 500 * d, n, d, 1 + 20 / n**0.4 + 9 / d**0.3)
+             for n in (1e3, 1e4, 1e5) for d in (1e4, 1e5, 1e6)]  # fmt: skip
+    (tmp_path / "runs.csv").write_text(
+        "flops,num_params,images,eval/test/loss,stage\n" + "".join(lines)
+    )
     for name, line in found:
         line = line.replace("cifar10.zip", "cifar10").replace("cifar10_jpeg.zip", "cifar10")
         argv = shlex.split(line)[1:]
+        if argv[:2] == ["sweep", "run"]:
+            assert run_sweep(argv) == 0, f"{name}: {line}"
+            continue
+        if argv[:2] == ["sweep", "plan"]:
+            argv += SHRINK_SWEEP
         if argv[0] == "plan":  # its compiler's settings are for a whole process
             plans.append((name, argv))
             continue
@@ -82,7 +114,15 @@ def test_the_readme_s_commands_are_those_of_ci(root):
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "docs/quickstart.md", "docs/own_data.md", "docs/scale.md", "docs/plans.md"],
+    [
+        "README.md",
+        "docs/quickstart.md",
+        "docs/own_data.md",
+        "docs/scale.md",
+        "docs/plans.md",
+        "docs/scaling.md",
+        "docs/scaling_reproductions.md",
+    ],
 )
 def test_links_lead_somewhere(root, name):
     path = root / name

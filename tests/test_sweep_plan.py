@@ -123,7 +123,7 @@ def test_every_question_has_its_runs(plan):
         4 * rates[0], rel=1e-4
     )  # the factor 1 is one of the isoFLOP runs
     noisy = [c for c in plan.cells if c.arm == "noise"]
-    assert len(noisy) == 9 and all(c.label_noise == 0.3 for c in noisy)
+    assert len(noisy) == 3 * 4 and all(c.label_noise == 0.3 for c in noisy)
 
 
 def test_cells_become_training_configs_that_build(plan):

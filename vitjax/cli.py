@@ -19,6 +19,8 @@ VERBS = {
     "train": ("vitjax.train", "train a model, or go on with an interrupted run"),
     "eval": ("vitjax.evaluate", "score a run's checkpoint on the sets of its config"),
     "plan": ("vitjax.planning.plan", "prove a run for a pod, with no accelerator attached"),
+    "sweep": ("vitjax.sweep.verb", "plan, run and collect many runs for a scaling law"),
+    "scaling": ("vitjax.scaling.verb", "fit laws, test them, and say what to train next"),
     "predict": ("vitjax.predict", "classify a folder or a file of images into a CSV"),
 }
 
@@ -33,9 +35,11 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str], flag: str = "config"
+) -> tuple[argparse.Namespace, list[str]]:
     """Parses a verb's options; every --config.KEY=VALUE is set aside as "KEY=VALUE"."""
-    prefix = "--config."
+    prefix = f"--{flag}."
     rest, assignments = [], []
     words = iter(argv)
     for word in words:
