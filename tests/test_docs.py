@@ -25,7 +25,7 @@ SHRINK = [
 # Few sizes, steps and recipes, so that a cell takes seconds.
 SHRINK_SWEEP = [
     "--sweep.isoflop.budgets=(3e8,9e8,2.7e9,8.1e9)", "--sweep.seeds.extra=()",
-    "--sweep.train.log_every=1000",
+    "--sweep.trunks.warmup_images=32",
 ]  # fmt: skip
 
 MY_CONFIG = """

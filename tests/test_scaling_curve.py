@@ -179,7 +179,7 @@ def test_an_outlier_pulls_less_under_huber():
     y[-1] *= 1.5
     truth = 3 * 1e8**-0.3
     errors = {
-        policy: abs(np.log(fit_curve(x, y, form="power", outliers=policy).predict(1e8)[0] / truth))
+        policy: abs(np.log(fit_curve(x, y, form="power", outliers=policy).predict(1e8) / truth))
         for policy in ("keep", "huber")
     }
     assert errors["huber"] < 0.5 * errors["keep"]
@@ -212,7 +212,7 @@ def test_a_downstream_error_is_a_law_of_the_upstream_loss():
     loss = np.linspace(2.6, 1.2, 14)
     fit = fit_downstream(loss, 0.2 * loss**1.5, form="power", resamples=20)
     assert fit.params["c"] == pytest.approx(1.5, rel=1e-4)
-    assert fit.predict(1 / 1.0)[0] == pytest.approx(0.2, rel=1e-4)
+    assert fit.predict(1 / 1.0) == pytest.approx(0.2, rel=1e-4)
 
 
 def test_the_second_fit_of_a_form_does_not_compile():
@@ -252,5 +252,6 @@ def test_bad_requests_of_a_fit_are_named():
     for bad in ([0.0], [-1.0], [float("inf")]):
         with pytest.raises(InputError, match="x_new must be positive"):
             fit.predict(bad)
+    assert np.shape(fit.predict(7.0)) == () and np.shape(fit.interval([[7.0]])[0]) == (1, 1)
     with pytest.raises(InputError, match="level must be in"):
         fit.interval([1000.0], level=80)

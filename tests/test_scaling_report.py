@@ -153,6 +153,32 @@ def test_a_prediction_of_other_runs_is_refused(tmp_path):
         freezing.check_rows(sweep, again, frozen)
 
 
+def test_a_star_sweep_says_which_shape(tmp_path):
+    """A loss with a best width of 2 C^0.1 and nothing in depth: the first is found."""
+    assignments = (
+        "isoflop.budgets=()", "star.centre=(16, 2, 48)", "star.widths=(8, 24, 32, 48)",
+        "star.depths=(3, 4)", "star.mlp_dims=(32, 96)", "star.images=(3200, 12800, 51200)",
+        "seeds.extra=()", "holdout.factors=(4.0,)", "holdout.share=0.9",
+    )  # fmt: skip
+    plan = make_plan(load_sweep("scaling/digits", assignments))
+    write_plan(tmp_path, plan)
+
+    def loss(cell, generator):
+        best = 2 * cell.flops**0.1
+        wide = (cell.width / best) ** 0.5 + (cell.width / best) ** -0.5
+        noise = np.exp(0.002 * generator.standard_normal())
+        return float((0.2 + 20 * cell.flops**-0.25 * wide) * noise)
+
+    record(tmp_path, plan, "fit", loss=loss)
+    argv = ["scaling", "report", f"--workdir={tmp_path}", "--resamples=60", "--budget=1e10"]
+    assert cli.main(argv) == 0
+    content = json.loads((tmp_path / "report" / "report.json").read_text())
+    best = content["shape"]["width"]["optima"][0]
+    assert best["best"] == pytest.approx(2 * 1e10**0.1, rel=0.25)
+    assert (tmp_path / "report" / "shapes.png").read_bytes().startswith(b"\x89PNG")
+    assert "## Shape" in (tmp_path / "report" / "report.md").read_text()
+
+
 def test_losses_that_follow_no_law_are_not_supported(tmp_path):
     """Every run's loss drawn anew: neither cuts nor the hold-out may support it."""
     plan = make_sweep(tmp_path)

@@ -158,32 +158,31 @@ class CurveFit:
             np.zeros(len(x)),
         )
 
-    def predict(self, x_new: Any) -> np.ndarray:
-        """y at x [N] (or a number), [N]."""
-        x = check_positive(x_new=np.atleast_1d(np.asarray(x_new, np.float64)))["x_new"]
-        return np.exp(self._log_mean(x))
+    def predict(self, x_new: Any) -> Any:
+        """y at x, in the shape of x; a number for a number."""
+        x = _new_points(x_new)
+        return np.exp(self._log_mean(x)).reshape(np.shape(x_new))[()]
 
     def samples_predict(self, x_new: Any) -> np.ndarray:
         """y at x [N] by every resample of `form`, [R, N], without the noise of a single run."""
-        x = check_positive(x_new=np.atleast_1d(np.asarray(x_new, np.float64)))["x_new"]
+        x = _new_points(x_new)
         fit = self.best
         shift = self._log_mean(x) - fit.log_predict(x)
         return np.exp(fit.log_predict(x, self._samples[0]) + shift)
 
-    def interval(
-        self, x_new: Any, level: float = 0.8, *, noise: bool = True
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Where y at x [N] lies with this probability: (low, high), [N] each.
+    def interval(self, x_new: Any, level: float = 0.8, *, noise: bool = True) -> tuple[Any, Any]:
+        """Where y at x lies with this probability: (low, high), each in the shape of x.
 
         For a form that was asked for, quantiles of the resampled laws, with the noise of a single
         run unless `noise` is False. With "auto" the form itself is in doubt: the variance of ln y
-        is that of the noise, plus that between the weighted forms, plus the growth of error with
-        ln distance that the hold-out showed (or the resampled variance, if larger), and the
-        quantile is Student's with as many degrees of freedom as there were cuts.
+        is that of the noise, plus the largest of three views of the law's own error: the variance
+        between the weighted forms, the growth with ln distance that the hold-out showed, and the
+        variance of the resamples. The quantile is Student's with as many degrees of freedom as
+        there were cuts. If the truth is one of the forms, such a band is wide: name the form.
         """
         if not 0 < level < 1:
             raise InputError(f"level must be in (0, 1), got {level}")
-        x = check_positive(x_new=np.atleast_1d(np.asarray(x_new, np.float64)))["x_new"]
+        x, shape = _new_points(x_new), np.shape(x_new)
         low, high = (1 - level) / 2, (1 + level) / 2
         laws, noises = self._samples
         sampled = self.best.log_predict(x, laws)
@@ -192,7 +191,7 @@ class CurveFit:
                 generator = np.random.default_rng(self.seed + 1)
                 sampled = sampled + noises[:, None] * generator.standard_normal(sampled.shape)
             ends = np.exp(np.quantile(sampled, [low, high], axis=0))
-            return ends[0], ends[1]
+            return ends[0].reshape(shape)[()], ends[1].reshape(shape)[()]
         mean = self._log_mean(x)
         between = sum(
             (w * (self.fits[n].log_predict(x) - mean) ** 2 for n, w in self.weights.items()),
@@ -201,19 +200,22 @@ class CurveFit:
         beyond = np.maximum(np.log(x / self.points.x.max()), 0.0)
         grown = self._growth * beyond**2
         spread = (np.quantile(sampled, 0.841, 0) - np.quantile(sampled, 0.159, 0)) / 2
-        variance = between + np.maximum(grown, spread**2) + (self.noise**2 if noise else 0.0)
+        variance = np.maximum(np.maximum(between, grown), spread**2)
+        variance = variance + (self.noise**2 if noise else 0.0)
         free = 1 if self.hold_out is None else len(self.hold_out.masks)
         half = stats.t.ppf(high, free) * np.sqrt(variance)
-        return np.exp(mean - half), np.exp(mean + half)
+        bottom, top = (np.exp(mean + sign * half).reshape(shape)[()] for sign in (-1, 1))
+        return bottom, top
 
     @functools.cached_property
     def _growth(self) -> float:
-        """Squared error of ln y per squared ln distance, over the hold-out's cuts."""
+        """Squared error of ln y, less the noise, per squared ln distance, over the cuts."""
         if self.hold_out is None or self.hold_out_log is None:
             return 0.0
         squares = np.nanmean(self.hold_out.errors(self.hold_out_log) ** 2, 1)
         distances = np.where(self.hold_out.masks, np.nan, self.hold_out.distances)
-        return float(squares.mean() / np.nanmean(distances**2, 1).mean())
+        excess = max(squares.mean() - self.noise**2, 0.0)
+        return float(excess / np.nanmean(distances**2, 1).mean())
 
     @property
     def param_intervals(self) -> dict[str, tuple[float, float]]:
@@ -269,6 +271,10 @@ class CurveFit:
             "resamples": self.resamples,
             "warnings": list(self.warnings),
         }
+
+
+def _new_points(x: Any) -> np.ndarray:
+    return check_positive(x_new=np.asarray(x, np.float64).ravel())["x_new"]
 
 
 def fit_curve(

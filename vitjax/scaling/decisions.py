@@ -108,7 +108,9 @@ def _next_run(sweep: Sweep, main: ArmFits, target: float) -> Section:
     ]
 
 
-def side_questions(sweep: Sweep, arms: dict[str, ArmFits], folder: Path) -> dict[str, Section]:
+def side_questions(
+    sweep: Sweep, arms: dict[str, ArmFits], wishes: Any, folder: Path
+) -> dict[str, Section]:
     """What the other runs of a sweep answer, as far as there are any."""
     answers: dict[str, Section] = {}
     if len(arms) > 1:
@@ -117,7 +119,7 @@ def side_questions(sweep: Sweep, arms: dict[str, ArmFits], folder: Path) -> dict
             ("star", "lr", "data")}  # fmt: skip
     if rows["star"]:
         pictures.draw_shapes(rows["star"], sweep.metric, folder / "shapes.png")
-        answers["shape"] = _shape(rows["star"], sweep.metric)
+        answers["shape"] = _shape(rows["star"], sweep.metric, wishes.budgets)
     if rows["lr"]:
         answers["learning_rate"] = _learning_rate(rows["lr"], next(iter(arms.values())))
     if rows["data"]:
@@ -164,26 +166,42 @@ def _recipes(sweep: Sweep, arms: dict[str, ArmFits]) -> Section:
     return content, [*lines, ""]
 
 
-def _shape(rows: list[Row], metric: str) -> Section:
-    """The shape law of each dimension of a star sweep."""
+def _shape(rows: list[Row], metric: str, budgets: tuple[float, ...]) -> Section:
+    """The shape law of each dimension of a star sweep, over compute."""
     content: dict[str, Any] = {}
-    lines = ["## Shape", "", "![shapes](shapes.png)", "", "| dimension | s | 90% | notes |"]
-    lines += ["|---|---|---|---|"]
+    largest = max(r["flops"] for r in rows)
+    budgets = budgets or (largest, 10 * largest)
+    wanted = " | ".join(f"best at {budget:.3g} FLOPs" for budget in budgets)
+    lines = ["## Shape", "", "![shapes](shapes.png)", ""]
+    lines += [f"| dimension | s | 90% | {wanted} | notes |", "|---" * (4 + len(budgets)) + "|"]
     centre = {d: max({r[d] for r in rows}, key=[r[d] for r in rows].count) for d in SHAPE_DIMS}
     for dim in SHAPE_DIMS:
         ray = [r for r in rows if all(r[d] == centre[d] for d in SHAPE_DIMS if d != dim)]
-        values = [np.array([r[name] for r in ray], np.float64) for name in (dim, "images", metric)]
+        values = [np.array([r[name] for r in ray], np.float64) for name in (dim, "flops", metric)]
         try:
             law = fit_shape(*values, groups=[r["trunk"] for r in ray])
         except InputError as error:
             content[dim] = {"missing": str(error)}
-            lines.append(f"| {dim} | | | {error} |")
+            lines.append(f"| {dim} | | {'| ' * (1 + len(budgets))}| {error} |")
             continue
-        content[dim] = law.to_dict()
+        best = law.optimum(np.array(budgets))
+        least, most = law.interval(np.array(budgets), 0.9)
+        content[dim] = law.to_dict() | {
+            "optima": [
+                {"flops": c, "best": float(x), "interval": [float(a), float(b)]}
+                for c, x, a, b in zip(budgets, best, least, most, strict=True)
+            ]
+        }
+        shown = " | ".join(
+            f"{x:,.0f} ({a:,.0f} to {b:,.0f})" for x, a, b in zip(best, least, most, strict=True)
+        )
         low, high = law.exponent_interval(0.9)
         notes = "; ".join([*law.flags, *(f"{n} not identified" for n in law.not_identified)])
-        lines.append(f"| {dim} | {law.exponent:.3f} | {low:.3f} to {high:.3f} | {notes} |")
-    lines += ["", "The best value of a dimension grows as images^s (arXiv 2305.13035).", ""]
+        lines.append(
+            f"| {dim} | {law.exponent:.3f} | {low:.3f} to {high:.3f} | {shown} | {notes} |"
+        )
+    lines += ["", "The best value of a dimension, the others at the centre of the star, grows as "
+              "FLOPs^s (arXiv 2305.13035).", ""]  # fmt: skip
     return content, lines
 
 

@@ -58,7 +58,7 @@ def freeze(sweep: Sweep, fits: ArmFits) -> dict[str, Any]:
             "intervals": bands,
             "naive": {
                 "last_value": list(best.values())[-1] if best else float(fits.losses.min()),
-                "power": None if power is None else float(power.predict(cell.flops)[0]),
+                "power": None if power is None else float(power.predict(cell.flops)),
             },
         }
     content = {

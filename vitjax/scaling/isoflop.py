@@ -91,7 +91,8 @@ class IsoflopLaw:
         logs = np.log(np.asarray(flops, np.float64))
         column = (-1, *(1,) * logs.ndim)
         intercept, slope = (self.samples[:, i].reshape(column) for i in (0, 1))
-        return percentile_interval(np.exp(intercept + slope * logs[None]), level)
+        with np.errstate(over="ignore"):  # a resample whose line is nearly upright
+            return percentile_interval(np.exp(intercept + slope * logs[None]), level)
 
     def to_dict(self, level: float = 0.9) -> dict[str, Any]:
         has_samples = len(self.samples) > 0

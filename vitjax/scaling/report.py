@@ -13,7 +13,7 @@ from vitjax.scaling import decisions, pictures
 from vitjax.scaling.checklist import checklist
 from vitjax.scaling.freeze import Outcome, check_rows, outcomes, read_frozen
 from vitjax.scaling.law_check import check_law
-from vitjax.scaling.sweep_fits import LAW_KINDS, ArmFits, Sweep, fit_arm, read_sweep
+from vitjax.scaling.sweep_fits import ArmFits, Sweep, fit_arm, read_sweep
 from vitjax.scaling.validate import MIN_SKILL, Verdict
 from vitjax.telemetry import write_whole
 
@@ -46,12 +46,12 @@ def write_report(
     sweep = read_sweep(workdir, metric)
     arms = {}
     for arm in sweep.arms:
-        rows = sweep.chosen(stage="fit", arm=arm, kinds=LAW_KINDS)
+        rows = sweep.to_fit(arm)
         if rows:
             log.info("fitting %s: %d runs, %d resamples", arm, len(rows), resamples)
             arms[arm] = fit_arm(sweep, arm, resamples=resamples, seed=seed)
     if not arms:
-        raise InputError(f"{workdir}: no finished isoFLOP runs to fit")
+        raise InputError(f"{workdir}: no finished isoFLOP or star runs to fit")
     main = next(iter(arms.values()))
     frozen = read_frozen(workdir)
     results: list[Outcome] = []
@@ -85,7 +85,7 @@ def write_report(
         decided, more = decisions.decide(sweep, arms, wishes)
         content["decisions"] = decided
         lines += more
-    for name, (answer, more) in decisions.side_questions(sweep, arms, folder).items():
+    for name, (answer, more) in decisions.side_questions(sweep, arms, wishes, folder).items():
         content[name] = answer
         lines += more
     lines += ["## Checklist", ""]

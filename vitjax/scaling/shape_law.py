@@ -113,7 +113,10 @@ class ShapeLaw:
         """Of x*(t), by the bootstrap."""
         self._check_samples()
         w = np.log(np.asarray(t, np.float64)) - self.centre[1]
-        return percentile_interval(np.exp(_log_optimum(self.samples, w) + self.centre[0]), level)
+        with np.errstate(over="ignore"):  # a resample whose exponents nearly vanish
+            return percentile_interval(
+                np.exp(_log_optimum(self.samples, w) + self.centre[0]), level
+            )
 
     def to_dict(self, level: float = 0.9) -> dict[str, Any]:
         content = {

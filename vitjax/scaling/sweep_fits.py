@@ -18,6 +18,7 @@ from vitjax.sweep.table import read_plan, read_runs
 # Runs of these kinds follow the sweep's own rule of shape and learning rate, on data seen as the
 # main recipe sees it. The others (star, lr, data) answer questions of their own.
 LAW_KINDS = ("isoflop", "seed")
+STAR_KINDS = ("star",)  # where a sweep has no others: its shapes then count as noise
 Row = dict[str, Any]
 
 
@@ -44,6 +45,11 @@ class Sweep:
             and r["kind"] in kinds
             and r.get(self.metric) is not None
         ]
+
+    def to_fit(self, arm: str) -> list[Row]:
+        """The runs that laws of size and images are fitted to; never those held out."""
+        rows = self.chosen(stage="fit", arm=arm, kinds=LAW_KINDS)
+        return rows or self.chosen(stage="fit", arm=arm, kinds=STAR_KINDS)
 
     @property
     def arms(self) -> list[str]:
@@ -142,7 +148,7 @@ def fit_arm(sweep: Sweep, arm: str, *, resamples: int = 1000, seed: int = 0) -> 
     Raises:
       InputError: the recipe has no finished runs to fit.
     """
-    rows = sweep.chosen(stage="fit", arm=arm, kinds=LAW_KINDS)
+    rows = sweep.to_fit(arm)
     if not rows:
         raise InputError(f"{sweep.workdir}: arm {arm!r} has no finished runs with {sweep.metric}")
     fits = ArmFits(arm, sweep.metric, tuple(rows), None, None, None, {})

@@ -15,6 +15,8 @@ from vitjax.sweep.shapes import Ladder
 
 UNITS = "training FLOPs = 3 x forward, 2 x MAC, with patch embedding, attention and head"
 
+MAX_WARMUP = 0.1  # of a run's steps, above which the plan warns (arXiv 2406.19146)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -192,6 +194,14 @@ def _notes(sweep: Sweep, cells: tuple[Cell, ...], totals: dict[str, float]) -> l
             off = abs(cell.flops / cell.budget - 1)
             if off > 0.05:
                 notes.append(f"{cell.id}: whole steps miss its budget by {off:.0%}")
+    warming = [c for c in cells if c.warmup_steps > MAX_WARMUP * c.steps]
+    if warming:
+        worst = max(warming, key=lambda c: c.warmup_steps / c.steps)
+        notes.append(
+            f"{len(warming)} runs spend more than {MAX_WARMUP:.0%} of their steps on warm-up, "
+            f"{worst.id} most ({worst.warmup_steps / worst.steps:.0%}): their loss tells more of "
+            "the schedule than of size and data, and laws through them fall too fast"
+        )
     repeated = [c for c in cells if c.epochs > 1]
     if repeated:
         worst = max(repeated, key=lambda c: c.epochs)
