@@ -22,8 +22,11 @@ LAW = {"E": 0.3, "A": 30.0, "B": 200.0, "alpha": 0.5, "beta": 0.6}
 
 def planted(cell, generator, noise=0.01):
     """A loss of E + A/N^alpha + B/D^beta; label noise raises the floor to its own."""
-    floor = LAW["E"] if cell.arm == "main" else 1.3
-    loss = floor + LAW["A"] * cell.num_params ** -LAW["alpha"]
+    floor = 1.3 if cell.arm == "noise" else LAW["E"]
+    # A recipe that is better for small runs and worse for large ones.
+    exponent = LAW["alpha"] - (0.1 if cell.arm == "decayed" else 0.0)
+    size = LAW["A"] * cell.num_params**-exponent * (0.36 if cell.arm == "decayed" else 1.0)
+    loss = floor + size
     loss += LAW["B"] * cell.images ** -LAW["beta"]
     return float(loss * np.exp(noise * generator.standard_normal()))
 
@@ -55,6 +58,7 @@ def make_sweep(workdir, *assignments):
     )  # fmt: skip
     with sweep.unlocked():
         sweep.arms.update(noise=arm(label_noise=0.3))
+        sweep.arms.update(decayed=arm(config=("optimizer.weight_decay=0.3",)))
     plan = make_plan(sweep)
     write_plan(workdir, plan)
     return plan
@@ -114,6 +118,15 @@ def test_a_known_floor_is_marked_right_or_wrong(reported):
     assert side["known_floor"] == pytest.approx(-0.73 * np.log(0.73) - 0.27 * np.log(0.03))
     low, high = answer["law"]["intervals"]["E"]
     assert side["is_right"] == (low <= side["known_floor"] <= high)
+
+
+def test_two_recipes_cross_where_they_were_planted(reported):
+    """0.36 N^0.1 is one at N = 27,000; along the frontier that is beyond the largest budget."""
+    workdir, _ = reported
+    recipes = json.loads((workdir / "report" / "report.json").read_text())["recipes"]
+    met = recipes["decayed"]["crossing"]
+    assert met["better_below"] == "b"
+    assert "`decayed` against `main`" in (workdir / "report" / "report.md").read_text()
 
 
 def test_hold_out_runs_never_enter_a_fit(reported):
@@ -241,7 +254,17 @@ def test_a_table_is_fitted_from_the_command_line(table, tmp_path, capsys):
         (["--x=gmacs", "--y=err", "--where=run=none"], "no row meets"),
         (["--x=gmacs", "--y=gmacs", "--accuracy"], "accuracies lie below 1"),
         (["--x=gmacs", "--y=err", "--predict=ten"], "must be numbers"),
-        (["--law=isoflop", "--flops=gmacs", "--num-params=err", "--loss=err"], "gmacs"),
+        (["--law=isoflop", "--flops=gmacs", "--num-params=err", "--loss=err"], "its unit is given"),
+        (
+            [
+                "--law=parametric",
+                "--flops=gmacs:GMAC",
+                "--num-params=err",
+                "--num-examples=acc",
+                "--loss=err",
+            ],
+            "do not share a unit",
+        ),
     ],
 )
 def test_bad_requests_exit_with_2_and_one_message(table, options, words, capsys):

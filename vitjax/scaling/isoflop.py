@@ -14,11 +14,10 @@ from numpy.typing import ArrayLike
 
 from vitjax.errors import InputError
 from vitjax.scaling.plain import plain
-from vitjax.scaling.points import check_positive
+from vitjax.scaling.points import check_positive, num_levels
 from vitjax.scaling.resample import draw_weights, group_codes, percentile_interval
 
 MIN_SIZES = 3  # of a parabola
-SAME = 0.01  # sizes closer than this in ln N are one size
 FAR_OUTSIDE = float(np.log(1.5))  # a parabola says little of what lies further out
 APART = 3.0  # tolerances that the centres of two budgets are apart
 
@@ -114,10 +113,6 @@ class IsoflopLaw:
         return plain(content)
 
 
-def _num_levels(logs: np.ndarray) -> int:
-    return 1 + int((np.diff(np.sort(logs)) > SAME).sum()) if len(logs) else 0
-
-
 def find_budgets(
     log_flops: Float[np.ndarray, " runs"], log_sizes: Float[np.ndarray, " runs"], tolerance: float
 ) -> list[np.ndarray]:
@@ -137,7 +132,7 @@ def find_budgets(
             left & (log_flops >= log_flops[i]) & (log_flops <= log_flops[i] + 2 * tolerance)
             for i in starts
         ]
-        sizes = [_num_levels(log_sizes[inside]) for inside in windows]
+        sizes = [num_levels(log_sizes[inside]) for inside in windows]
         if max(sizes) < enough:
             break
         enough = max(enough, max(sizes) / 4)
@@ -187,7 +182,7 @@ def _flags(sizes: np.ndarray, curvature: float, optimum: float, num_sizes: int) 
 def _check_budgets(
     budgets: list[np.ndarray], log_flops: np.ndarray, log_sizes: np.ndarray, tolerance: float
 ) -> None:
-    if _num_levels(log_sizes) == 1:
+    if num_levels(log_sizes) == 1:
         raise InputError(
             f"all {len(log_sizes)} runs have a single size, N={np.exp(log_sizes[0]):.4g}: each "
             f"budget needs at least {MIN_SIZES} sizes"
@@ -254,7 +249,7 @@ def fit_isoflop(
     else:
         aims = np.sort(np.log(check_positive(budgets=budgets)["budgets"]))
         found = [np.flatnonzero(np.abs(c - aim) <= tolerance) for aim in aims]
-        found = [rows for rows in found if _num_levels(n[rows]) >= MIN_SIZES]
+        found = [rows for rows in found if num_levels(n[rows]) >= MIN_SIZES]
     _check_budgets(found, c, n, tolerance)
 
     # The first row is the data themselves.
@@ -273,7 +268,7 @@ def fit_isoflop(
         p = curves[0]
         inside = np.exp(best[1:][np.isfinite(best[1:])] + centre)
         ends = percentile_interval(inside, 0.9) if len(inside) else None
-        num_sizes = _num_levels(n[rows])
+        num_sizes = num_levels(n[rows])
         described.append(
             Budget(
                 flops=float(np.exp(middle)),

@@ -15,7 +15,7 @@ from scipy import special
 from vitjax.errors import InputError
 from vitjax.scaling.parametric_problem import NAMES, Problem
 from vitjax.scaling.plain import plain
-from vitjax.scaling.points import check_positive
+from vitjax.scaling.points import check_positive, num_levels
 from vitjax.scaling.resample import check_level, draw_weights, group_codes, percentile_interval
 
 # Not identified: the central 90% of a parameter (of a term in the middle of the data, for A and B)
@@ -24,7 +24,6 @@ MAX_SPAN = 4.0
 NEGLIGIBLE = 1e-3  # a term below this share of every loss has left the law
 EXPONENT_LIMITS = (1e-3, 10.0)
 FAR = 5.0  # robust standard deviations: runs that are named, not dropped
-SAME = 0.01  # sizes closer than this in ln N are one size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,11 +211,6 @@ def _evaluate(values: np.ndarray, num_params: ArrayLike, num_examples: ArrayLike
         return e + by_size + np.exp(np.log(b) - beta * np.log(d)[None])
 
 
-def _num_levels(logs: np.ndarray) -> int:
-    """How many different scales, those within SAME of each other counted once."""
-    return 1 + int((np.diff(np.sort(logs)) > SAME).sum()) if len(logs) else 0
-
-
 def _check_design(n: np.ndarray, d: np.ndarray, is_tied: bool) -> None:
     """Whether the columns can carry the law.
 
@@ -225,7 +219,7 @@ def _check_design(n: np.ndarray, d: np.ndarray, is_tied: bool) -> None:
     """
     free, levels = (4, 2) if is_tied else (5, 3)
     for what, logs, other in (("sizes", n, "N"), ("data sizes", d, "D")):
-        found = _num_levels(logs)
+        found = num_levels(logs)
         if found < levels:
             only = f"a single {what[:-1]}" if found == 1 else f"{found} different {what}"
             raise InputError(

@@ -8,6 +8,7 @@ import numpy as np
 from vitjax.errors import InputError
 
 SHOWN = 20  # row numbers that an error lists
+SAME = 0.01  # sizes closer than this in ln N are one size
 
 
 def check_positive(**columns: Any) -> dict[str, np.ndarray]:
@@ -38,6 +39,11 @@ def check_positive(**columns: Any) -> dict[str, np.ndarray]:
                 f"(counted from 0): {rows}"
             )
     return arrays
+
+
+def num_levels(logs: np.ndarray) -> int:
+    """How many different scales there are, those within SAME of each other counted once."""
+    return 1 + int((np.diff(np.sort(logs)) > SAME).sum()) if len(logs) else 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from vitjax.errors import InputError
+from vitjax.models.shapes import Shape
 from vitjax.scaling.plain import plain
 from vitjax.scaling.points import check_positive
 from vitjax.scaling.projection import SMALLEST, nonnegative_least_squares
@@ -248,16 +249,6 @@ def _in_units(z: np.ndarray, centre: tuple[float, float, float]) -> dict[str, fl
         params = {name: float(np.exp(value + v)) for name, value in logs.items()}
     params |= {"a": float(a), "b": float(b), "c": float(c)}
     return {name: params[name] for name in NAMES}
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """The shape of a ViT's blocks."""
-
-    width: int
-    depth: int
-    mlp_dim: int
-    num_heads: int
 
 
 def scale_shape(

@@ -11,6 +11,7 @@ import numpy as np
 from vitjax.errors import InputError
 from vitjax.scaling import verb
 from vitjax.scaling.curve import CurveFit, fit_curve
+from vitjax.scaling.flops_factor import flops_factor
 from vitjax.scaling.isoflop import fit_isoflop
 from vitjax.scaling.parametric import fit_parametric
 from vitjax.scaling.pictures import draw_curve
@@ -166,6 +167,9 @@ def _law(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             examples = flops / (arguments.flops_per_param_example * size)
         else:
             examples = table.column(names[1])
+        if arguments.flops and names[1] != "derived":  # three columns must agree on their units
+            column, unit = split_unit(arguments.flops)
+            flops_factor(size, examples, table.column(column, unit or "FLOP"), max_spread=10.0)
         law: Any = fit_parametric(
             size, examples, loss, drop_highest=arguments.drop_highest,
             tie_exponents=arguments.tie_exponents, **options,
@@ -173,7 +177,11 @@ def _law(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     elif arguments.law == "isoflop":
         column, unit = split_unit(names[0])
         flops = table.column(column, unit or "FLOP")
-        law = fit_isoflop(flops, table.column(names[1]), table.column(names[2]), **options)
+        size = table.column(names[1])
+        if arguments.num_examples:
+            options["num_examples"] = table.column(arguments.num_examples)
+            flops_factor(size, options["num_examples"], flops, max_spread=10.0)
+        law = fit_isoflop(flops, size, table.column(names[2]), **options)
     else:
         law = fit_shape(*(table.column(name) for name in names), **options)
     content = law.to_dict()
