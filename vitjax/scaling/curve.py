@@ -12,7 +12,6 @@ from vitjax.scaling.form_fit import HUBER, KEEP, NUM_STARTS, FormFit, fit_form
 from vitjax.scaling.forms import FORMS, get_form
 from vitjax.scaling.points import Points, check_positive, make_points
 from vitjax.scaling.validate import (
-    LAST_VALUE,
     HoldOut,
     Verdict,
     judge,
@@ -344,7 +343,8 @@ def fit_curve(
         for n, f in fits.items()
     ]
     if hold_out is not None:
-        rows.append(Row(LAST_VALUE, np.nan, hold_out.score(hold_out.last_value()), 0.0))
+        naive = hold_out.naive().items()
+        rows += [Row(name, np.nan, hold_out.score(log), 0.0) for name, log in naive]
     return CurveFit(
         points=points,
         fits=fits,

@@ -208,7 +208,9 @@ def draw_shapes(rows: list[Row], metric: str, path: Path) -> None:
             axes.plot(list(means), list(means.values()), "o-", color=colour, markersize=4,
                       label=f"{count:,} images")  # fmt: skip
         axes.set_xscale("log")
-        _few_ticks(axes.xaxis)
+        values = sorted({r[dim] for r in rows})
+        axes.set_xticks(values, [f"{v:,}" for v in values], fontsize=8)
+        axes.set_xticks([], minor=True)
         axes.set_xlabel(dim)
     all_axes[0].set_ylabel(metric)
     all_axes[0].legend(frameon=False, fontsize=7)

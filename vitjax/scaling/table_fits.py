@@ -13,6 +13,7 @@ from vitjax.scaling import verb
 from vitjax.scaling.curve import CurveFit, fit_curve
 from vitjax.scaling.flops_factor import flops_factor
 from vitjax.scaling.isoflop import fit_isoflop
+from vitjax.scaling.law_check import check_law
 from vitjax.scaling.parametric import fit_parametric
 from vitjax.scaling.pictures import draw_curve
 from vitjax.scaling.shape_law import fit_shape
@@ -158,7 +159,7 @@ def _law(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     options: dict[str, Any] = {"groups": groups, "resamples": resamples, "seed": arguments.seed}
     if arguments.law == "parametric" and arguments.flops and arguments.flops_per_param_example:
         arguments.num_examples = arguments.num_examples or "derived"
-    names = verb.require(arguments, arguments.law)
+    names, verdict = verb.require(arguments, arguments.law), None
     if arguments.law == "parametric":
         size, loss = table.column(names[0]), table.column(names[2])
         if names[1] == "derived":
@@ -174,6 +175,7 @@ def _law(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             size, examples, loss, drop_highest=arguments.drop_highest,
             tie_exponents=arguments.tie_exponents, **options,
         )  # fmt: skip
+        verdict = str(check_law(size, examples, loss))
     elif arguments.law == "isoflop":
         column, unit = split_unit(names[0])
         flops = table.column(column, unit or "FLOP")
@@ -185,7 +187,9 @@ def _law(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     else:
         law = fit_shape(*(table.column(name) for name in names), **options)
     content = law.to_dict()
-    return content, law_lines(content)
+    if verdict is None:
+        return content, law_lines(content)
+    return {"verdict": verdict} | content, [f"**{verdict}**", "", *law_lines(content)]
 
 
 def law_lines(content: dict[str, Any]) -> list[str]:
