@@ -14,6 +14,7 @@ from vitjax.scaling.points import Points, noise_scale
 from vitjax.scaling.solve import halton, minimise, minimise_each
 
 NUM_STARTS, PART_STARTS = 32, 8
+RESAMPLE_STEPS = 300  # a resample that is not fitted to the end stays too near to where it began
 # A weak normal prior on the unbounded parameters: a parameter that the data say nothing about
 # stays inside its bounds instead of drifting along a flat valley.
 PRIOR_SD = 30.0
@@ -177,7 +178,7 @@ class FormFit:
         drawn = drawn * np.sqrt(spread) * factor[:, None]
         data = self._data(points.v - self.residuals + drawn, np.ones(n), count)
         starts = np.repeat(self.theta[None, None], count, 0)
-        thetas, _ = minimise_each(_objective(self.form), starts, data, max_steps=60)
+        thetas, _ = minimise_each(_objective(self.form), starts, data, max_steps=RESAMPLE_STEPS)
         return _bounded(thetas, self.bounds), self.noise * factor
 
     def profile(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
@@ -199,7 +200,7 @@ class FormFit:
         data["is_held"][np.arange(rows), index] = 1.0
         data["held"][np.arange(rows), index] = values
         starts = np.repeat(self.theta[None, None], rows, 0)
-        thetas, _ = minimise_each(_objective(self.form), starts, data, max_steps=60)
+        thetas, _ = minimise_each(_objective(self.form), starts, data, max_steps=RESAMPLE_STEPS)
         thetas[np.arange(rows), index] = values
         predicted = self.log_predict(self.points.x, _bounded(thetas, self.bounds))
         sums = ((np.log(self.points.y) - predicted) ** 2).sum(1).reshape(p, 2, len(steps))
