@@ -47,12 +47,11 @@ def draw_curve(
     *,
     names: tuple[str, str] = ("x", "y"),
     held_out: tuple[np.ndarray, np.ndarray] | None = None,
-    reach: float | None = None,
 ) -> None:
     """The points, the law with its 80% band, and points that the fit has not seen."""
     figure, (left, right) = _axes(2)
     points = fit.points
-    far = points.x[-1] * (reach or max(fit.reach, 3.0))
+    far = points.x[-1] * max(fit.reach, 3.0)
     if held_out is not None:
         far = max(far, float(held_out[0].max()))
     x = np.geomspace(points.x[0], far, 200)

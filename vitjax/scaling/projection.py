@@ -7,7 +7,6 @@ from jaxtyping import Float
 
 EXPONENTS = np.geomspace(0.03, 2.0, 16)  # of the grid, along each side
 SMALLEST = 1e-3  # a coefficient of zero has no logarithm: it starts at this share of the loss
-SUBSETS = [list(subset) for size in (1, 2, 3) for subset in itertools.combinations(range(3), size)]
 
 
 def nonnegative_least_squares(

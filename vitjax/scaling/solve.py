@@ -26,12 +26,11 @@ class Solutions:
     """Where each start ended, best first.
 
     Attributes:
-      params: [S, P]. values: [S]. is_converged: [S].
+      params: [S, P]. values: [S].
     """
 
     params: np.ndarray
     values: np.ndarray
-    is_converged: np.ndarray
 
     @property
     def best(self) -> np.ndarray:
@@ -44,7 +43,7 @@ class Solutions:
 
 
 def _newton(objective: Objective, start: Any, data: PyTree, max_steps: Any) -> tuple:
-    """One problem from one start. Returns parameters, value, whether it converged.
+    """One problem from one start. Returns parameters and value.
 
     The damping is Levenberg's, on the exact Hessian: raised until a step lowers the value, lowered
     after each step that does. Where the Hessian is indefinite a rejected step raises it above the
@@ -90,10 +89,8 @@ def _newton(objective: Objective, start: Any, data: PyTree, max_steps: Any) -> t
     size = start.shape[0]
     first = (jnp.full((), jnp.inf), jnp.zeros(size), jnp.eye(size))
     carry = (0, start, *first, jnp.asarray(1e-2), jnp.asarray(False))
-    _, x, f, g, h, _, is_done = jax.lax.while_loop(is_open, body, carry)
-    scale = jnp.maximum(jnp.abs(jnp.diagonal(h)), 1e-30)
-    is_flat = jnp.all(jnp.abs(g) / jnp.sqrt(scale) <= 1e-4 * jnp.sqrt(jnp.abs(f) + 1e-12))
-    return x, f, is_done | is_flat
+    _, x, f, *_ = jax.lax.while_loop(is_open, body, carry)
+    return x, f
 
 
 @functools.cache
@@ -104,7 +101,7 @@ def _solver(objective: Objective) -> Callable:
 
 def _solve_all(
     objective: Objective, starts: np.ndarray, data: PyTree, max_steps: int, chunk: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Problem by problem, a chunk at a time, so that one program serves any number of them.
 
     Args:
@@ -117,10 +114,8 @@ def _solve_all(
             part = jax.tree.map(lambda x, r=rows: jnp.asarray(x[r], jnp.float64), data)
             here = jnp.asarray(starts[rows], jnp.float64)
             found.append(jax.device_get(_solver(objective)(here, part, max_steps)))
-    params, values, is_converged = (
-        np.concatenate(parts)[:total] for parts in zip(*found, strict=True)
-    )
-    return params, np.where(np.isfinite(values), values, np.inf), is_converged
+    params, values = (np.concatenate(parts)[:total] for parts in zip(*found, strict=True))
+    return params, np.where(np.isfinite(values), values, np.inf)
 
 
 def minimise(
@@ -142,9 +137,9 @@ def minimise(
     repeated = jax.tree.map(
         lambda x: np.broadcast_to(np.asarray(x), (len(starts), *np.shape(x))), data
     )
-    x, f, is_converged = _solve_all(objective, starts, repeated, max_steps, chunk)
+    x, f = _solve_all(objective, starts, repeated, max_steps, chunk)
     order = np.argsort(f, kind="stable")
-    return Solutions(x[order], f[order], is_converged[order])
+    return Solutions(x[order], f[order])
 
 
 def minimise_each(
@@ -166,7 +161,7 @@ def minimise_each(
     problems, per_problem, num_params = starts.shape
     repeated = jax.tree.map(lambda x: np.repeat(np.asarray(x), per_problem, 0), data)
     flat = starts.reshape(-1, num_params)
-    x, f, _ = _solve_all(objective, flat, repeated, max_steps, chunk)
+    x, f = _solve_all(objective, flat, repeated, max_steps, chunk)
     x, f = x.reshape(problems, per_problem, -1), f.reshape(problems, per_problem)
     best = f.argmin(1)[:, None]
     return np.take_along_axis(x, best[..., None], 1)[:, 0], np.take_along_axis(f, best, 1)[:, 0]
