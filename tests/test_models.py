@@ -5,7 +5,9 @@ import pytest
 
 from vitjax.errors import InputError
 from vitjax.models import shapes
-from vitjax.models.vit import patchify, sincos2d_positions, vit
+from vitjax.models.positions import rope_angles, rotate, sincos2d_positions
+from vitjax.models.vit import patchify, vit
+from vitjax.parallel import Precision
 
 SMALL = {
     "image_size": 16,
@@ -175,3 +177,101 @@ def test_bfloat16_compute_keeps_float32_where_it_matters():
 def test_wrong_arguments_say_what_is_allowed(change, words):
     with pytest.raises(InputError, match=words.replace("[", r"\[").replace(")", r"\)")):
         vit(**(SMALL | change))
+
+
+FAMILY_OPTIONS = [
+    {"pool": "cls", "num_registers": 2, "mask_token": True, "layer_scale": 0.1, "mlp": "gated",
+     "activation": "silu", "positions": "rope", "key_bias": False},
+    {"pool": "cls", "position_prefix": "all", "num_registers": 2},
+    {"pool": "cls", "position_prefix": "none", "layer_scale": 0.1},
+    {"pool": "cls_gap", "num_registers": 2, "table_size": 32},
+    {"pool": "cls", "distill_token": True, "distill_head": True},
+    {"pool": "cls", "pre_norm": True, "patch_bias": False, "projection_dim": 7},
+    {"pool": "gap", "cls_token": True, "norm_after_pool": True, "qk_norm": True,
+     "qk_norm_bias": True},
+    {"pool": "cls", "pre_logits_dim": 9, "mlp_bias": False, "out_bias": False},
+    {"pool": "map", "positions": "none", "mlp": "gated", "mlp_bias": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", FAMILY_OPTIONS, ids=str)
+def test_the_options_of_all_families_are_counted_and_trained(options):
+    """Counts are exact, every parameter gets a gradient, and another size is taken."""
+    model = vit(**SMALL, **options)
+    g = geometry(model)
+    assert sum(shapes.count_params(g).values()) == model.num_params
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    params = jax.tree.map(
+        lambda x: jax.random.normal(next(keys), x.shape) * 0.3, model.abstract_params
+    )
+    masked = jnp.tile(jnp.arange(16) % 3 == 0, (2, 1)) if g.mask_token else None
+
+    def loss(params):
+        out = model.apply(params, images(), masked=masked)
+        return (out["logits"] ** 2).sum() + out["embedding"].sum()
+
+    grads = jax.jit(jax.grad(loss))(params)
+    for path, grad in jax.tree.leaves_with_path(grads):
+        assert np.asarray(grad).any(), path
+    larger = jax.eval_shape(lambda p, x: model.apply(p, x), params, jnp.zeros((2, 20, 28, 3)))
+    assert larger["tokens"].shape == (2, 35 + g.num_prefix, 32)
+    assert larger["embedding"].shape == (2, g.embedding_dim)
+
+
+@pytest.mark.parametrize("options", FAMILY_OPTIONS, ids=str)
+def test_matrix_products_of_all_families_are_counted(options):
+    """Against XLA's count of the same program, whose elementwise operations are few here."""
+    wide = SMALL | {"width": 128, "mlp_dim": 192, "num_heads": 2}
+    model = vit(**wide, scan=False, **options)
+    lowered = jax.jit(lambda p, x: model.apply(p, x)["logits"]).lower(
+        model.abstract_params, jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    )
+    counted = shapes.count_flops(geometry(model), elementwise=True)
+    assert lowered.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)
+
+
+def test_the_mask_token_takes_the_place_of_patches():
+    model = vit(**SMALL, pool="cls", mask_token=True)
+    params = model.init(jax.random.key(0))
+    masked = jnp.tile(jnp.arange(16) == 3, (2, 1))
+    a = model.apply(params, images(), masked=masked, intermediates=True)["patches"]
+    b = model.apply(params, images(), intermediates=True)["patches"]
+    changed = np.asarray(abs(a - b).max((0, 2)) > 0)
+    np.testing.assert_array_equal(changed, np.arange(17) == 4)
+    np.testing.assert_allclose(a[:, 4], jnp.tile(params["positions"][4:5], (2, 1)), atol=1e-6)
+    with pytest.raises(InputError, match="no mask token"):
+        vit(**SMALL).apply(vit(**SMALL).init(jax.random.key(0)), images(), masked=masked)
+
+
+def test_rotary_attention_sees_distances_not_places():
+    """Turning queries and keys by the same grid, moved, leaves their products as they were."""
+    sin, cos = rope_angles(6, 6, 16, 100.0)
+    assert sin.shape == (36, 16)
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 36, 16))
+    q, k = jnp.tile(q[:, :, :1], (1, 1, 36, 1)), jnp.tile(k[:, :, :1], (1, 1, 36, 1))
+    turned = [rotate(x, (sin, cos), Precision()) for x in (q, k)]
+    products = np.asarray(jnp.einsum("bhnk,bhmk->nm", *turned)).reshape(6, 6, 6, 6)
+    np.testing.assert_allclose(products[0, 0, 2, 3], products[3, 2, 5, 5], rtol=1e-4)
+    assert abs(products[0, 0, 2, 3] - products[0, 0, 3, 2]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mlp": "swiglu"}, "unknown model.mlp 'swiglu'"),
+        ({"pool": "cls", "cls_token": False}, "pool='cls' needs model.cls_token=True"),
+        ({"distill_token": True}, "needs model.cls_token=True"),
+        ({"pool": "cls", "distill_head": True}, "needs model.distill_token=True"),
+        ({"pool": "map", "norm_after_pool": True}, "norm_after_pool must be False"),
+        ({"qk_norm_bias": True}, "needs model.qk_norm=True"),
+        ({"num_registers": -1}, "num_registers must be 0"),
+        ({"projection_dim": 0}, "projection_dim must be positive"),
+        ({"positions": "rope", "width": 24}, "divisible by 4, got 24 / 4"),
+        ({"table_size": 18}, "image size 18 is not divisible"),
+        ({"position_resampling": "nearest"}, "unknown model.position_resampling 'nearest'"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_model(options, message):
+    with pytest.raises(InputError, match=message):
+        vit(**(SMALL | options))

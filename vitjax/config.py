@@ -41,13 +41,33 @@ def base_config() -> Config:
                 "patch_size": None,
                 "num_classes": 1000,
                 "pool": "gap",
+                "norm_after_pool": False,
                 "positions": "learned",
+                "position_prefix": "cls",
+                "table_size": None,
+                "position_resampling": "bicubic_antialias",
+                "rope_theta": 100.0,
+                "cls_token": None,  # None: only where the pool needs it
+                "num_registers": 0,
+                "mask_token": False,
+                "distill_token": False,
+                "distill_head": False,
+                "pre_norm": False,
+                "patch_bias": True,
                 "qkv_bias": True,
+                "key_bias": True,
+                "out_bias": True,
+                "mlp_bias": True,
                 "norm_bias": True,
                 "qk_norm": False,
+                "qk_norm_bias": False,
                 "parallel": False,
+                "layer_scale": None,
+                "mlp": "dense",
                 "activation": "gelu_tanh",
                 "eps": 1e-6,
+                "pre_logits_dim": None,
+                "projection_dim": None,
                 "dropout_rate": 0.0,
                 "drop_path_rate": 0.0,
                 "scan": True,
@@ -98,7 +118,11 @@ def base_config() -> Config:
                 "optimizer": "float32",
             },
             "evals": {},  # name: {target, ...}
-            "init": {"checkpoint": None, "skip": ()},  # skip: patterns that start afresh
+            "init": {
+                "checkpoint": None,  # a run, a step, or weights in any format
+                "skip": (),  # patterns of the model's arrays that start afresh
+                "drop": (),  # patterns of the checkpoint's arrays that may be left over
+            },
             "checkpoint": {
                 "keep_last": 2,
                 "keep_best": 1,

@@ -33,6 +33,7 @@ DTYPES = ("float32", "bfloat16")
 TENSOR_RULES = {
     "attention/qkv/kernel": (None, None, "tensor", None),  # [D, 3, H, K]
     "attention/qkv/bias": (None, "tensor", None),  # [3, H, K]
+    "attention/qv_bias": (None, "tensor", None),  # [2, H, K]
     "attention/out/kernel": ("tensor", None, None),  # [H, K, D]
     "pool/query/kernel": (None, "tensor", None),  # [D, H, K]
     "pool/query/bias": ("tensor", None),  # [H, K]
@@ -41,6 +42,8 @@ TENSOR_RULES = {
     "pool/out/kernel": ("tensor", None, None),  # [H, K, D]
     "mlp/up/kernel": (None, "tensor"),  # [D, F]
     "mlp/up/bias": ("tensor",),  # [F]
+    "mlp/gate_up/kernel": (None, None, "tensor"),  # [D, 2, F]
+    "mlp/gate_up/bias": (None, "tensor"),  # [2, F]
     "mlp/down/kernel": ("tensor", None),  # [F, D]
 }
 

@@ -6,17 +6,22 @@ Array letters: B batch, N tokens, D width, H heads, K head width, F MLP width.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitjax.models.positions import rotate
 from vitjax.parallel import Precision, constrain, platform
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
 }
 
 
@@ -146,7 +151,11 @@ def attend(
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with one fused projection of query, key and value."""
+    """Multi-head self-attention with one fused projection of query, key and value.
+
+    `key_bias=False` leaves biases to queries and values: the keys' would change nothing but in a
+    norm (BEiT, DINOv3).
+    """
 
     def __init__(
         self,
@@ -156,44 +165,77 @@ class Attention(nnx.Module):
         precision: Precision,
         rngs: nnx.Rngs,
         qkv_bias: bool,
+        key_bias: bool,
+        out_bias: bool,
         qk_norm: bool,
+        qk_norm_bias: bool,
         eps: float,
     ):
         head_dim = width // num_heads
         make = {"precision": precision, "rngs": rngs}
+        use_bias = qkv_bias and key_bias
         self.qkv = Linear(
-            (width,), (3, num_heads, head_dim), use_bias=qkv_bias, fan_out=width, **make
+            (width,), (3, num_heads, head_dim), use_bias=use_bias, fan_out=width, **make
         )
-        norm = {"precision": precision, "eps": eps, "use_bias": False}
+        zeros = jnp.zeros((2, num_heads, head_dim), precision.params)
+        self.qv_bias = nnx.Param(zeros) if qkv_bias and not key_bias else None
+        norm = {"precision": precision, "eps": eps, "use_bias": qk_norm_bias}
         self.query_norm = LayerNorm(head_dim, **norm) if qk_norm else None
         self.key_norm = LayerNorm(head_dim, **norm) if qk_norm else None
-        self.out = Linear((num_heads, head_dim), (width,), **make)
+        self.out = Linear((num_heads, head_dim), (width,), use_bias=out_bias, **make)
         self.precision = precision
 
     def __call__(
-        self, x: Float[Array, "B N D"]
+        self, x: Float[Array, "B N D"], rope: Any = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H N N"]]:
+        """`rope` holds the sines and cosines of the last tokens' angles, or is None."""
+        p = self.precision
         query, key, value = jnp.transpose(constrain(self.qkv(x), "B N 3 H K"), (2, 0, 3, 1, 4))
+        if self.qv_bias is not None:
+            bias = p.compute_cast(self.qv_bias[...])[:, None, :, None]
+            query, value = query + bias[0], value + bias[1]
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        mixed, weights = attend(query, key, value, self.precision)
+        if rope is not None:
+            query, key = rotate(query, rope, p), rotate(key, rope, p)
+        mixed, weights = attend(query, key, value, p)
         mixed = constrain(mixed, "B H N K")
         return constrain(self.out(jnp.transpose(mixed, (0, 2, 1, 3))), "B N D"), weights
 
 
 class Mlp(nnx.Module):
-    """Two dense layers with an activation between."""
+    """Two dense layers with an activation between.
+
+    `gated` multiplies the activated half of the first layer with the other (Shazeer 2020, arXiv
+    2002.05202): with "silu" it is SwiGLU.
+    """
 
     def __init__(
-        self, width: int, mlp_dim: int, *, activation: str, precision: Precision, rngs: nnx.Rngs
+        self,
+        width: int,
+        mlp_dim: int,
+        *,
+        activation: str,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        gated: bool = False,
+        use_bias: bool = True,
     ):
-        self.up = Linear((width,), (mlp_dim,), precision=precision, rngs=rngs)
-        self.down = Linear((mlp_dim,), (width,), precision=precision, rngs=rngs)
+        make = {"precision": precision, "rngs": rngs, "use_bias": use_bias}
+        self.up = None if gated else Linear((width,), (mlp_dim,), **make)
+        self.gate_up = Linear((width,), (2, mlp_dim), fan_out=mlp_dim, **make) if gated else None
+        self.down = Linear((mlp_dim,), (width,), **make)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        hidden = constrain(self.up(x), "B N F")
-        return constrain(self.down(ACTIVATIONS[self.activation](hidden)), "B N D")
+        activate = ACTIVATIONS[self.activation]
+        if self.gate_up is not None:
+            both = constrain(self.gate_up(x), "B N 2 F")
+            hidden = activate(both[:, :, 0]) * both[:, :, 1]
+        else:
+            assert self.up is not None
+            hidden = activate(constrain(self.up(x), "B N F"))
+        return constrain(self.down(hidden), "B N D")
 
 
 def dropout(
@@ -212,7 +254,11 @@ def dropout(
 
 
 class Block(nnx.Module):
-    """A pre-norm Transformer block, sequential or parallel (ViT-22B)."""
+    """A pre-norm Transformer block, sequential or parallel (ViT-22B).
+
+    `layer_scale` multiplies each branch by learned numbers that start there (CaiT, Touvron et al.
+    2021, arXiv 2103.17239).
+    """
 
     def __init__(
         self,
@@ -224,25 +270,37 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
         activation: str,
         eps: float,
-        qkv_bias: bool,
         norm_bias: bool,
-        qk_norm: bool,
         parallel: bool,
+        gated_mlp: bool,
+        mlp_bias: bool,
+        layer_scale: float | None,
         dropout_rate: float,
         use_drop_path: bool,
+        **attention: Any,
     ):
         norm = {"precision": precision, "eps": eps, "use_bias": norm_bias}
         make = {"precision": precision, "rngs": rngs}
         self.norm1 = LayerNorm(width, **norm)
-        self.attention = Attention(
-            width, num_heads, qkv_bias=qkv_bias, qk_norm=qk_norm, eps=eps, **make
-        )
+        self.attention = Attention(width, num_heads, eps=eps, **make, **attention)
         self.norm2 = None if parallel else LayerNorm(width, **norm)
-        self.mlp = Mlp(width, mlp_dim, activation=activation, **make)
+        self.mlp = Mlp(
+            width, mlp_dim, activation=activation, gated=gated_mlp, use_bias=mlp_bias, **make
+        )
+        has_scale = layer_scale is not None
+
+        def scale():
+            return nnx.Param(jnp.full((width,), layer_scale or 0.0, precision.params))
+
+        self.layer_scale1 = scale() if has_scale else None
+        self.layer_scale2 = scale() if has_scale else None
         self.dropout_rate = dropout_rate
         self.use_drop_path = use_drop_path
+        self.precision = precision
 
-    def _drop(self, y, key, index, drop_path):
+    def _branch(self, y, scale, key, index, drop_path):
+        if scale is not None:
+            y = y * self.precision.compute_cast(scale[...])[None, None]
         if key is None:
             return y
         if self.dropout_rate:
@@ -256,13 +314,14 @@ class Block(nnx.Module):
         x: Float[Array, "B N D"],
         key: jax.Array | None,
         drop_path: Float[Array, ""],
+        rope: Any = None,
     ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
         """Returns the tokens, and what was computed on the way."""
         normed = self.norm1(x)
-        attended, weights = self.attention(normed)
-        x = x + self._drop(attended, key, 0, drop_path)
+        attended, weights = self.attention(normed, rope)
+        x = x + self._branch(attended, self.layer_scale1, key, 0, drop_path)
         transformed = self.mlp(normed if self.norm2 is None else self.norm2(x))
-        x = x + self._drop(transformed, key, 1, drop_path)
+        x = x + self._branch(transformed, self.layer_scale2, key, 1, drop_path)
         seen = {
             "norm1": normed,
             "attention": attended,

@@ -52,19 +52,37 @@ def parse_shape(name: str) -> tuple[Shape, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Everything that decides how many parameters and FLOPs a ViT has."""
+    """Everything that decides how many parameters and FLOPs a ViT has; see `vitjax.models.vit`."""
 
     shape: Shape
     patch_size: int
     image_size: int
     channels: int
     num_classes: int
-    pool: str
-    positions: str
-    qkv_bias: bool
-    norm_bias: bool
-    qk_norm: bool
-    parallel: bool
+    pool: str = "gap"
+    positions: str = "learned"
+    qkv_bias: bool = True
+    norm_bias: bool = True
+    qk_norm: bool = False
+    parallel: bool = False
+    key_bias: bool = True
+    cls_token: bool = False
+    distill_token: bool = False
+    distill_head: bool = False
+    num_registers: int = 0
+    mask_token: bool = False
+    position_prefix: str = "cls"
+    pre_norm: bool = False
+    norm_after_pool: bool = False
+    patch_bias: bool = True
+    out_bias: bool = True
+    mlp: str = "dense"
+    mlp_bias: bool = True
+    qk_norm_bias: bool = False
+    has_layer_scale: bool = False
+    pre_logits_dim: int | None = None
+    projection_dim: int | None = None
+    table_size: int | None = None
 
     @property
     def grid(self) -> int:
@@ -72,17 +90,56 @@ class Geometry:
         return self.image_size // self.patch_size
 
     @property
+    def table_grid(self) -> int:
+        """Patches along one side of the image for which the learned positions are made."""
+        return (self.table_size or self.image_size) // self.patch_size
+
+    @property
+    def qkv_biases(self) -> int:
+        """How many of queries, keys and values have a bias."""
+        return (2 + self.key_bias) * self.qkv_bias
+
+    @property
     def num_patches(self) -> int:
         return self.grid**2
 
     @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: class, distillation and register tokens."""
+        return self.cls_token + self.distill_token + self.num_registers
+
+    @property
     def num_tokens(self) -> int:
-        """Tokens in the encoder: the patches, and the class token where there is one."""
-        return self.num_patches + (self.pool == "cls")
+        """Tokens in the encoder."""
+        return self.num_patches + self.num_prefix
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of a learned table of positions."""
+        prefix = {
+            "none": 0,
+            "cls": self.cls_token + self.distill_token,
+            "all": self.num_prefix,
+        }
+        return self.table_grid**2 + prefix[self.position_prefix]
 
     @property
     def patch_dim(self) -> int:
         return self.patch_size**2 * self.channels
+
+    @property
+    def pooled_dim(self) -> int:
+        return self.shape.width * (2 if self.pool == "cls_gap" else 1)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of what the head sees."""
+        return self.projection_dim or self.pre_logits_dim or self.pooled_dim
+
+
+def _mlp_params(g: Geometry) -> int:
+    d, f = g.shape.width, g.shape.mlp_dim * (2 if g.mlp == "gated" else 1)
+    return d * f + g.shape.mlp_dim * d + (f + d) * g.mlp_bias
 
 
 def count_params(g: Geometry) -> dict[str, int]:
@@ -90,16 +147,22 @@ def count_params(g: Geometry) -> dict[str, int]:
     d, f = g.shape.width, g.shape.mlp_dim
     head_dim = d // g.shape.num_heads
     norm = d * (1 + g.norm_bias)
-    mlp = 2 * d * f + f + d
-    attention = 4 * d * d + (3 * d) * g.qkv_bias + d
-    qk_norm = 2 * head_dim * g.qk_norm
-    block = attention + qk_norm + mlp + norm * (1 if g.parallel else 2)
-    embedding = g.patch_dim * d + d
-    embedding += g.num_tokens * d if g.positions == "learned" else 0
-    embedding += d if g.pool == "cls" else 0
-    head = norm + (d * g.num_classes + g.num_classes if g.num_classes else 0)
+    attention = 4 * d * d + d * g.qkv_biases + d * g.out_bias
+    qk_norm = 2 * head_dim * (1 + g.qk_norm_bias) * g.qk_norm
+    block = attention + qk_norm + _mlp_params(g) + norm * (1 if g.parallel else 2)
+    block += 2 * d * g.has_layer_scale
+    embedding = g.patch_dim * d + d * g.patch_bias
+    embedding += g.num_positions * d if g.positions == "learned" else 0
+    embedding += (g.num_prefix + g.mask_token) * d + norm * g.pre_norm
+    head = g.pooled_dim * (1 + g.norm_bias) if g.norm_after_pool else norm
     if g.pool == "map":  # a probe, attention with biases, a norm and an MLP
-        head += d + (4 * d * d + 4 * d) + norm + mlp
+        head += d + (4 * d * d + 4 * d) + norm + 2 * d * f + f + d
+    pooled = g.pooled_dim
+    if g.pre_logits_dim:
+        head, pooled = head + (pooled + 1) * g.pre_logits_dim, g.pre_logits_dim
+    head += pooled * (g.projection_dim or 0)
+    head += (g.embedding_dim + 1) * g.num_classes
+    head += (d + 1) * g.num_classes * g.distill_head
     return {"embedding": embedding, "blocks": g.shape.depth * block, "head": head}
 
 
@@ -114,15 +177,22 @@ def count_flops(g: Geometry, *, elementwise: bool = False) -> int:
         Zhai et al. 2021 (arXiv 2106.04560) to every printed digit. Leave it off for MFU.
     """
     d, f, depth, n = g.shape.width, g.shape.mlp_dim, g.shape.depth, g.num_tokens
+    is_gated = g.mlp == "gated"
     macs = g.num_patches * g.patch_dim * d
-    macs += depth * n * (4 * d * d + 2 * d * f) + depth * 2 * n * n * d
-    macs += d * g.num_classes
+    macs += depth * n * (4 * d * d + (3 if is_gated else 2) * d * f) + depth * 2 * n * n * d
     if g.pool == "map":  # keys and values of every token, one query, one MLP
         macs += 2 * n * d * d + 2 * d * d + 2 * n * d + 2 * d * f
+    pooled = g.pooled_dim
+    if g.pre_logits_dim:
+        macs, pooled = macs + pooled * g.pre_logits_dim, g.pre_logits_dim
+    macs += pooled * (g.projection_dim or 0)
+    macs += (g.embedding_dim + d * g.distill_head) * g.num_classes
     total = 2 * macs
     if elementwise:
         norms = 14 if not g.parallel else 7
-        per_token = (norms + 3 * g.qkv_bias + 5) * d + 9 * f  # biases, residuals, query scale, GELU
+        biases = g.qkv_biases + g.out_bias + g.mlp_bias + 2 * g.has_layer_scale
+        hidden = 9 - (not g.mlp_bias) - 3 * is_gated  # a gate's sigmoid costs less than GELU
+        per_token = (norms + biases + 3) * d + hidden * f  # residuals and the query's scale
         logits = 4 * g.shape.num_heads * n * n  # max, subtract, sum, divide
         total += depth * (n * per_token + logits)
         total += n * d * (2 + 7 + 1)  # patch bias and positions, final norm, mean over tokens
