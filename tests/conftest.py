@@ -60,6 +60,37 @@ def make_config():
     return tiny_config
 
 
+@pytest.fixture
+def native():
+    """Makes a small ViT of ours with random weights, as `vitjax.load` gives it."""
+    import dataclasses
+
+    from vitjax.data.preprocess import Preprocess
+    from vitjax.inference import VisionModel
+    from vitjax.interop.contents import full_model
+    from vitjax.models.vit import vit
+
+    def make(size=16, channels=3, num_classes=5, class_names=None, **options):
+        block = {"width": 32, "depth": 2, "mlp_dim": 48, "num_heads": 4, "patch_size": 4}
+        block |= {"num_classes": num_classes} | options
+        model = vit(image_size=size, channels=channels, **block)
+        keys = iter(jax.random.split(jax.random.key(0), 100))
+        params = jax.tree.map(
+            lambda x: jax.random.normal(next(keys), x.shape) * 0.2, model.abstract_params
+        )
+        contract = {
+            "model": full_model(block),
+            "preprocess": dataclasses.asdict(Preprocess(size, channels)),
+            "class_names": class_names,
+            "loss_type": "softmax" if num_classes else None,
+            "precision": {},
+            "description": dict(model.description),
+        }
+        return VisionModel(model, params, contract)
+
+    return make
+
+
 def pytest_sessionfinish(session, exitstatus):
     """Where everything is installed, a skipped test is a failed one."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

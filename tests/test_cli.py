@@ -186,12 +186,12 @@ def test_wrong_arrays_are_refused(run, images, words):
 
 
 def test_loading_nothing_says_so(tmp_path):
-    with pytest.raises(InputError, match="no such checkpoint"):
+    with pytest.raises(InputError, match="no such checkpoint, file or folder"):
         vitjax.load(tmp_path / "none")
-    with pytest.raises(InputError, match="holds no finished step"):
+    with pytest.raises(InputError, match="no finished step"):
         vitjax.load(tmp_path)
     (tmp_path / "7").mkdir()  # an empty step folder is no step
-    with pytest.raises(InputError, match="holds no finished step"):
+    with pytest.raises(InputError, match="no finished step"):
         checkpoint.find_step(tmp_path)
 
 

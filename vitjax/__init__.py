@@ -8,8 +8,8 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, *, step: int | None = None):
-    """Loads a trained model for inference; see `vitjax.inference.load`."""
+def load(path: str | Path, **options):
+    """Loads a model for inference, ours or in any format; see `vitjax.inference.load`."""
     from vitjax import inference
 
-    return inference.load(path, step=step)
+    return inference.load(path, **options)

@@ -177,6 +177,14 @@ def read_item(step_folder: Path, name: str, target: PyTree = None) -> PyTree:
     return tree
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is, or should be, a run, a step or saved parameters of ours."""
+    if not path.is_dir():
+        return False
+    has_steps = any(p.name.isdigit() and p.is_dir() for p in path.iterdir())
+    return (path / "contract").is_dir() or (path / "checkpoints").is_dir() or has_steps
+
+
 def find_step(path: Path, step: int | None = None) -> Path:
     """The step folder that a path means: a run (its newest step, or the one given), or a step.
 
@@ -211,15 +219,3 @@ def read_param_shapes(step_folder: Path) -> PyTree:
 def read_params(step_folder: Path, target: PyTree = None) -> PyTree:
     """The parameters to use: their average where the step has one. See `read_item`."""
     return read_item(step_folder, _params_item(step_folder), target)
-
-
-def write_params(folder: Path, params: PyTree, contract: dict[str, Any]) -> None:
-    """Writes parameters and contract alone, as a folder that `vitjax.load` reads."""
-    folder = folder.absolute()
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty")
-    with ocp.StandardCheckpointer() as writer:
-        writer.save(folder / "params", params)
-    contract = contract | {"fingerprints": {"params": fingerprint(params)}}
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-        writer.save(folder / "contract", contract)

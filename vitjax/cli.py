@@ -21,6 +21,8 @@ VERBS = {
     "plan": ("vitjax.planning.plan", "prove a run for a pod, with no accelerator attached"),
     "sweep": ("vitjax.sweep.verb", "plan, run and collect many runs for a scaling law"),
     "scaling": ("vitjax.scaling.verb", "fit laws, test them, and say what to train next"),
+    "import": ("vitjax.interop.import_verb", "read weights of another library"),
+    "export": ("vitjax.interop.export_verb", "write weights for another library or a runtime"),
     "predict": ("vitjax.predict", "classify a folder or a file of images into a CSV"),
 }
 
@@ -35,10 +37,8 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def parse(
-    parser: argparse.ArgumentParser, argv: list[str], flag: str = "config"
-) -> tuple[argparse.Namespace, list[str]]:
-    """Parses a verb's options; every --config.KEY=VALUE is set aside as "KEY=VALUE"."""
+def set_aside(argv: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """Splits the words of a command into the others and every --FLAG.KEY=VALUE as "KEY=VALUE"."""
     prefix = f"--{flag}."
     rest, assignments = [], []
     words = iter(argv)
@@ -48,6 +48,14 @@ def parse(
             continue
         assignment = word.removeprefix(prefix)
         assignments.append(assignment if "=" in assignment else f"{assignment}={next(words, '')}")
+    return rest, assignments
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str], flag: str = "config"
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parses a verb's options; every --config.KEY=VALUE is set aside as "KEY=VALUE"."""
+    rest, assignments = set_aside(argv, flag)
     return parser.parse_args(rest), assignments
 
 

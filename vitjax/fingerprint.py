@@ -5,6 +5,7 @@ give back flipped bits without an error, so every checkpoint carries these and e
 them.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ def mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     return x ^ (x >> 16)
 
 
-def _leaf(x: Array) -> UInt32[Array, ""]:
+def _part(x: Array, start: UInt32[Array, ""]) -> UInt32[Array, ""]:
+    """The sum over an array whose first value stands at `start` of the whole."""
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
@@ -33,12 +35,25 @@ def _leaf(x: Array) -> UInt32[Array, ""]:
     for dim, size in enumerate(x.shape):
         index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
         position = position * jnp.uint32(size % 2**32) + index
-    return mix(bits + mix(position + jnp.uint32(1))).sum(dtype=jnp.uint32)
+    return mix(bits + mix(position + (start + jnp.uint32(1)))).sum(dtype=jnp.uint32)
 
 
-@jax.jit
-def _tree(leaves: list[Array]) -> UInt32[Array, "leaves"]:
-    return jnp.stack([_leaf(leaf) for leaf in leaves])
+def _leaf(x: Array, is_stacked: bool) -> UInt32[Array, ""]:
+    zero = jnp.zeros((), jnp.uint32)
+    if not is_stacked or x.ndim < 2:
+        return _part(x, zero)
+    size = jnp.uint32(x[0].size % 2**32)
+
+    def body(carry, block):  # one block at a time: XLA holds a copy of what it sums on CPUs
+        start, total = carry
+        return (start + size, total + _part(block, start)), None
+
+    return jax.lax.scan(body, (zero, zero), x)[0][1]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _tree(leaves: list[Array], stacked: tuple[bool, ...]) -> UInt32[Array, "leaves"]:
+    return jnp.stack([_leaf(x, flag) for x, flag in zip(leaves, stacked, strict=True)])
 
 
 def fingerprint(tree: PyTree) -> dict[str, str]:
@@ -46,5 +61,6 @@ def fingerprint(tree: PyTree) -> dict[str, str]:
     named = jax.tree.leaves_with_path(tree)
     if not named:
         return {}
-    values = np.asarray(_tree([leaf for _, leaf in named]))
+    stacked = tuple("/blocks/" in f"/{path_name(p)}" for p, _ in named)
+    values = np.asarray(_tree([leaf for _, leaf in named], stacked))
     return {path_name(p): f"{int(v):08x}" for (p, _), v in zip(named, values, strict=True)}

@@ -1,5 +1,7 @@
 """Loading a trained model and using it: `vitjax.load`."""
 
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,57 +11,109 @@ from jaxtyping import Array, Float
 
 from vitjax import checkpoint, experiment, parallel, state
 from vitjax.data.preprocess import Preprocess
-from vitjax.errors import InputError, suggest
+from vitjax.errors import InputError
 from vitjax.models.functional import Model
 
-SAVE_FORMATS = ("vitjax",)
+log = logging.getLogger("vitjax")
 
 
-def load(path: str | Path, *, step: int | None = None) -> "VisionModel":
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    format: str | None = None,
+    key: str | None = None,
+    model: dict[str, Any] | None = None,
+    preprocess: dict[str, Any] | None = None,
+    ignore: Sequence[str] = (),
+    image_size: int | None = None,
+    patch_size: int | None = None,
+) -> "VisionModel":
     """Loads a model for inference.
 
     Args:
-      path: a run directory (its newest step), a step directory, or a folder that `save` wrote.
+      path: a run directory (its newest step), a step directory, or a folder or file in any format
+        that `vitjax import` reads.
       step: which step of a run.
+      format, key, model, preprocess, ignore: see `vitjax.interop.read.open_model`; not for runs.
+      image_size, patch_size: another size to run at: positions are resampled, the patch embedding
+        is resized.
 
     Raises:
-      InputError: there is no checkpoint at the path.
+      InputError: there is nothing at the path that can be read; says what is wrong with it.
       DamagedCheckpointError: the weights are not those that were saved.
     """
-    folder = checkpoint.find_step(Path(path), step)
-    contract = checkpoint.read_contract(folder)
-    preprocess = Preprocess.from_dict(contract["preprocess"])
-    precision = parallel.make_precision(**contract["precision"])
-    model = experiment.make_model(contract["model"], preprocess, precision)
-    params = checkpoint.read_params(folder)
-    state.check_same_tree(model.abstract_params, params, str(folder))
-    return VisionModel(model, params, preprocess, contract)
+    path, report = Path(path), None
+    options = {"format": format, "key": key, "model": model, "preprocess": preprocess}
+    given = [name for name, value in options.items() if value] + (["ignore"] if ignore else [])
+    if step is not None or checkpoint.is_checkpoint(path):
+        if given:
+            raise InputError(f"{path} is a checkpoint of vitjax's, which takes no {given[0]}")
+        folder = checkpoint.find_step(path, step)
+        contract = checkpoint.read_contract(folder)
+        precision = parallel.make_precision(**contract["precision"])
+        contract_preprocess = Preprocess.from_dict(contract["preprocess"])
+        made = experiment.make_model(contract["model"], contract_preprocess, precision)
+        params = checkpoint.read_params(folder)
+        state.check_same_tree(made.abstract_params, params, str(folder))
+    else:
+        from vitjax.interop import read  # which builds models itself
+
+        imported = read.open_model(path, **options, ignore=ignore)
+        contract, report = imported.contract, imported.report
+        made = experiment.make_model(
+            contract["model"],
+            Preprocess.from_dict(contract["preprocess"]),
+            parallel.make_precision(**contract["precision"]),
+        )
+        params = imported.read(jax.device_put)
+        for note in report.notes:
+            log.warning("%s: %s", path, note)
+    changes = {"image_size": image_size, "patch_size": patch_size}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes:
+        from vitjax.interop import read
+
+        made, params, contract, resampled = read.resized(made, params, contract, changes)
+        if report is not None:
+            resampled.unused, resampled.notes = report.unused, report.notes
+        report = resampled
+    return VisionModel(made, params, contract, report)
 
 
 class VisionModel:
     """A model with its weights and the preprocessing that they expect.
 
     Attributes:
+      model: described; `model.apply(params, images)` runs it.
       params: nested dict of arrays.
       preprocess: the contract; see `vitjax.data.preprocess`.
       config: the model's block of the training config.
       class_names: of the head's classes, or None.
       loss_type: what the head was trained with ("softmax" or "sigmoid"), or None.
+      contract: all that a checkpoint says of itself.
+      report: what became of every array of a file in another format, or None.
     """
 
-    def __init__(self, model: Model, params: Any, preprocess: Preprocess, contract: dict[str, Any]):
-        self.params, self.preprocess = params, preprocess
+    def __init__(self, model: Model, params: Any, contract: dict[str, Any], report: Any = None):
+        self.model, self.contract, self.report = model, contract, report
+        self.params = jax.tree.map(jax.numpy.asarray, params)
+        self.preprocess = preprocess = Preprocess.from_dict(contract["preprocess"])
         self.config: dict[str, Any] = contract["model"]
         names = contract.get("class_names")
         self.class_names: tuple[str, ...] | None = tuple(names) if names else None
         self.loss_type: str | None = contract.get("loss_type")
-        self._model, self._contract = model, contract
         self._raw = jax.jit(lambda p, x: model.apply(p, state.prepare(x, preprocess)))
         self._ready = jax.jit(lambda p, x: model.apply(p, x))
 
     @property
     def num_params(self) -> int:
-        return self._model.num_params
+        return self.model.num_params
+
+    def program(self, output: str) -> Callable[[Any, Array], Array]:
+        """A pure function of parameters and normalised images, in float32, for one output."""
+        model = experiment.make_model(self.config, self.preprocess, parallel.Precision())
+        return lambda params, images: model.apply(params, images)[output]
 
     def _run(self, images: Any, preprocessed: bool) -> dict[str, Array]:
         p = self.preprocess
@@ -96,8 +150,18 @@ class VisionModel:
             raise InputError("this model has no head, so it has no logits; use embed or tokens")
         return out["logits"]
 
-    def save(self, path: str | Path, *, format: str = "vitjax") -> None:
-        """Writes weights and contract to a new folder that `vitjax.load` reads."""
-        if format not in SAVE_FORMATS:
-            raise InputError(f"unknown format {format!r}; {suggest(format, SAVE_FORMATS)}")
-        checkpoint.write_params(Path(path), self.params, self._contract)
+    def save(self, path: str | Path, *, format: str = "vitjax", **options: Any) -> None:
+        """Writes weights and contract.
+
+        Args:
+          path: a new folder, or a file name where the format is one file.
+          format: "vitjax" (the same as "safetensors", which holds everything), or another that
+            `vitjax export` knows.
+          options: `dtype` and `output`, see `vitjax.interop.write.export`.
+
+        Raises:
+          InputError: the format cannot express the model, or the path is taken.
+        """
+        from vitjax.interop import write  # whose formats load models themselves
+
+        write.export(self, path, "safetensors" if format == "vitjax" else format, **options)

@@ -1,51 +1,107 @@
-"""Starting a run from the weights of another (`init.checkpoint`)."""
+"""Starting a run from other weights (`init.checkpoint`), ours or in any format that is read."""
 
 import dataclasses
-import re
-from collections.abc import Sequence
+import logging
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
-from vitjax import parallel
-from vitjax.checkpoint import find_step, read_param_shapes, read_params
+from vitjax import checkpoint, experiment, parallel
+from vitjax.data.preprocess import Preprocess
 from vitjax.experiment import Experiment
+from vitjax.interop import read
+from vitjax.interop.layout import named_leaves, nested
+from vitjax.interop.merge import Merge, plan_merge
+from vitjax.models.functional import Model
 from vitjax.optim import match
-from vitjax.state import TrainState, check_same_tree
+from vitjax.state import TrainState
+
+log = logging.getLogger("vitjax")
+# What the input must share for weights to mean the same; another is said, not refused.
+CONTRACT = ("mean", "std", "value_range")
 
 
-def _matches(patterns: Sequence[str], name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """Weights to start from: their shapes, their model, their contract, and how to read them."""
+
+    shapes: dict[str, Any]
+    model: Model | None
+    contract: dict[str, Any]
+    read: Any
+
+
+def _open(path: Path) -> _Weights:
+    if checkpoint.is_checkpoint(path):
+        step = checkpoint.find_step(path)
+        contract = checkpoint.read_contract(step)
+        shapes = named_leaves(checkpoint.read_param_shapes(step))
+        preprocess = Preprocess.from_dict(contract["preprocess"])
+        model = experiment.make_model(contract["model"], preprocess, parallel.Precision())
+        return _Weights(shapes, model, contract, lambda: checkpoint.read_params(step))
+    imported = read.open_model(path)
+    shapes = named_leaves(imported.model.abstract_params)
+    return _Weights(shapes, imported.model, imported.contract, imported.read)
+
+
+def _warn_of_input(exp: Experiment, contract: dict[str, Any]) -> None:
+    for name in CONTRACT:
+        theirs, ours = contract["preprocess"].get(name), getattr(exp.preprocess, name)
+        channels = max(len(theirs), len(ours)) if name != "value_range" else 2
+
+        def spread(values, channels=channels):
+            return list(values) * (channels if len(values) == 1 else 1)
+
+        a, b = spread(theirs), spread(ours)
+        if len(a) != len(b) or not np.allclose(a, b):
+            log.warning(
+                "init.checkpoint was trained on images with data.%s=%s, this run has %s",
+                name, tuple(theirs), tuple(ours),
+            )  # fmt: skip
+
+
+def _plan(exp: Experiment, weights: _Weights) -> Merge:
+    settings = exp.config.init
+    params = named_leaves(exp.abstract_state.params)
+    match(settings.skip, exp.abstract_state.params, "init.skip")
+    return plan_merge(
+        weights.shapes,
+        weights.model,
+        params,
+        exp.model,
+        skip=settings.skip,
+        drop=settings.drop,
+        where=str(settings.checkpoint),
+    )
 
 
 def check_init(exp: Experiment) -> None:
-    """Compares the model with `init.checkpoint`, apart from what `init.skip` matches.
+    """Compares the model with `init.checkpoint`, and says what would become of every array.
 
     Raises:
-      InputError: there is no checkpoint, or it is of another model; names the first leaves.
+      InputError: there are no weights, or arrays differ that are not listed; names the first.
     """
-    settings, params = exp.config.init, exp.abstract_state.params
-    where = find_step(Path(settings.checkpoint))
-    match(settings.skip, params, "init.skip")
-
-    def kept(tree):
-        named = {parallel.path_name(p): x for p, x in jax.tree.leaves_with_path(tree)}
-        return {n: x for n, x in named.items() if not _matches(settings.skip, n)}
-
-    check_same_tree(kept(params), kept(read_param_shapes(where)), str(where))
+    weights = _open(Path(exp.config.init.checkpoint))
+    report = _plan(exp, weights).report
+    _warn_of_input(exp, weights.contract)
+    log.info("starting from %s\n%s", exp.config.init.checkpoint, report)
 
 
 def load_init(exp: Experiment, fresh: TrainState) -> TrainState:
-    """Puts the parameters of `init.checkpoint` into a fresh state, apart from `init.skip`."""
-    settings = exp.config.init
-    loaded = read_params(find_step(Path(settings.checkpoint)))
-    by_name = {parallel.path_name(p): x for p, x in jax.tree.leaves_with_path(loaded)}
+    """Puts the weights of `init.checkpoint` into a fresh state, apart from `init.skip`."""
+    weights = _open(Path(exp.config.init.checkpoint))
+    merge, wanted = _plan(exp, weights), named_leaves(fresh.params)
+    taken = merge.apply(named_leaves(weights.read()), wanted)
+    shardings = named_leaves(exp.state_shardings.params)
 
-    def pick(path, fresh_leaf, sharding):
-        name = parallel.path_name(path)
-        is_kept = _matches(settings.skip, name)
-        return fresh_leaf if is_kept else jax.device_put(by_name[name], sharding)
+    def place(name: str) -> Any:
+        value = taken[name]
+        if value is wanted[name]:
+            return value
+        return jax.device_put(np.asarray(value, wanted[name].dtype), shardings[name])
 
-    params = jax.tree.map_with_path(pick, fresh.params, exp.state_shardings.params)
+    params = nested({name: place(name) for name in wanted})
     ema = None if fresh.ema is None else jax.tree.map(lambda x: x.copy(), params)
     return dataclasses.replace(fresh, params=params, ema=ema)

@@ -231,7 +231,8 @@ class Mlp(nnx.Module):
         activate = ACTIVATIONS[self.activation]
         if self.gate_up is not None:
             both = constrain(self.gate_up(x), "B N 2 F")
-            hidden = activate(both[:, :, 0]) * both[:, :, 1]
+            gate, value = (jax.lax.index_in_dim(both, i, 2, keepdims=False) for i in (0, 1))
+            hidden = activate(gate) * value
         else:
             assert self.up is not None
             hidden = activate(constrain(self.up(x), "B N F"))

@@ -57,5 +57,6 @@ def pool_tokens(
     cls = tokens[:, 0]
     if pool == "cls":
         return cls
-    mean = precision.compute_cast(precision.full_cast(tokens[:, prefix:]).mean(1))
+    patches = jax.lax.slice_in_dim(tokens, prefix, tokens.shape[1], axis=1)
+    mean = precision.compute_cast(precision.full_cast(patches).mean(1))
     return mean if pool == "gap" else jnp.concatenate([cls, mean], axis=-1)

@@ -5,6 +5,7 @@ Array letters: N patches, D width, K head width, R C rows and columns of patches
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -57,11 +58,13 @@ def rotate(
 ) -> Float[Array, "B H M K"]:
     """Turns queries or keys of the patches, the last N of M tokens, by their angles in float32."""
     sin, cos = (jnp.asarray(a)[None, None] for a in angles)
-    prefix = x.shape[2] - sin.shape[2]
-    patches = precision.full_cast(x[:, :, prefix:])
+    tokens = x.shape[2]
+    prefix = tokens - sin.shape[2]
+    patches = precision.full_cast(jax.lax.slice_in_dim(x, prefix, tokens, axis=2))
     first, second = jnp.split(patches, 2, axis=-1)
     turned = patches * cos + jnp.concatenate([-second, first], axis=-1) * sin
-    return jnp.concatenate([x[:, :, :prefix], precision.compute_cast(turned)], axis=2)
+    first_tokens = jax.lax.slice_in_dim(x, 0, prefix, axis=2)
+    return jnp.concatenate([first_tokens, precision.compute_cast(turned)], axis=2)
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
