@@ -79,9 +79,8 @@ def main() -> None:
         "import hf": (VITJAX, "import", f"--source={source}", f"--out={folder / 'out'}"),
     }
     for name in ("hf", "npz", "timm", "safetensors", "stablehlo", "onnx"):
-        cases[f"export {name}"] = (
-            VITJAX, "export", f"--checkpoint={source}", f"--format={name}", f"--out={folder / 'out'}",
-        )  # fmt: skip
+        options = (f"--checkpoint={source}", f"--format={name}", f"--out={folder / 'out'}")
+        cases[f"export {name}"] = (VITJAX, "export", *options)
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     peak: dict[str, list[int]] = {name: [] for name in cases}
     for _ in range(rounds):

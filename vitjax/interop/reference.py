@@ -25,7 +25,7 @@ UNUSED = (
 def recognise(source: Source) -> bool:
     s = source.shapes
     has_parts = "patch_embed.proj.weight" in s and "blocks.0.attn.qkv.weight" in s
-    return has_parts and ("mask_token" in s or "storage_tokens" in s)
+    return has_parts and timm.is_dino(s)
 
 
 def describe(source: Source, given: Mapping[str, Any] | None = None) -> Described:

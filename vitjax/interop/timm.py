@@ -84,9 +84,15 @@ def names(model: Mapping[str, Any]) -> Names:
     )
 
 
+def is_dino(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether arrays named as timm's are those of DINOv2's or DINOv3's own code."""
+    has_registers = "storage_tokens" in shapes or "register_tokens" in shapes
+    return has_registers or len(shapes.get("mask_token", ())) == 2  # MAE's has three dimensions
+
+
 def recognise(source: Source) -> bool:
-    needed = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc2.weight")
-    return all(name in source.shapes for name in needed) and "storage_tokens" not in source.shapes
+    needed = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.norm1.weight")
+    return all(name in source.shapes for name in needed) and not is_dino(source.shapes)
 
 
 def _positions(
@@ -146,6 +152,9 @@ def describe(source: Source, given: Mapping[str, Any] | None = None) -> Describe
     assumed = []
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
     depth = count_blocks(shapes, "blocks.{i}.")
+    for name in ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"):
+        if name not in shapes:
+            raise InputError(f"{where}: an MLP without {name} is not supported")
     up, down = shapes["blocks.0.mlp.fc1.weight"], shapes["blocks.0.mlp.fc2.weight"]
     heads, note = find_heads(width, depth, where, given.get("num_heads", args.get("num_heads")))
     has_cls, has_distill = "cls_token" in shapes, "dist_token" in shapes
@@ -223,9 +232,8 @@ def _ratio(model: Mapping[str, Any]) -> float:
     return ratio if int(model["width"] * ratio) == hidden else (hidden + 0.5) / model["width"]
 
 
-def _pretrained_cfg(p: Preprocess, num_classes: int, patch: int) -> dict[str, Any]:
+def _pretrained_cfg(p: Preprocess, num_classes: int) -> dict[str, Any]:
     mean, std = unit_normalisation(p)
-    del patch
     return {
         "input_size": [p.channels, p.image_size, p.image_size],
         "num_classes": num_classes,
@@ -248,8 +256,9 @@ def plan(e: Exported) -> ExportPlan:
     """
     if e.model["target"] != VIT:
         raise InputError(f"--format=timm cannot express {e.model['target']}")
+    pre = e.model["pre_norm"]  # in which case timm's patch embedding has no bias
     fixed = {
-        "positions": "learned", "patch_bias": True, "out_bias": True, "mlp_bias": True,
+        "positions": "learned", "patch_bias": not pre, "out_bias": True, "mlp_bias": True,
         "norm_bias": True, "key_bias": True, "mask_token": False,
     }  # fmt: skip
     model, params, changed = widen(e.model, e.params, fixed, e.preprocess.image_size)
@@ -259,9 +268,6 @@ def plan(e: Exported) -> ExportPlan:
         model |= {"num_classes": model["projection_dim"], "projection_dim": None}
         changed.append("projection_dim")
     model["cls_token"] = model["cls_token"] or model["pool"] in ("cls", "cls_gap")
-    pre = model["pre_norm"]
-    if pre and not model["patch_bias"]:
-        fixed["patch_bias"] = False
     problems = unfit(model, fixed, FREE)
     if model["pool"] == "cls_gap":
         problems.append("model.pool='cls_gap'")
@@ -313,7 +319,7 @@ def plan(e: Exported) -> ExportPlan:
         "num_features": model["width"],
         "global_pool": args["global_pool"],
         "model_args": args,
-        "pretrained_cfg": _pretrained_cfg(e.preprocess, model["num_classes"], model["patch_size"]),
+        "pretrained_cfg": _pretrained_cfg(e.preprocess, model["num_classes"]),
     }
     if e.class_names:
         config["label_names"] = list(e.class_names)
