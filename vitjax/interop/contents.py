@@ -14,6 +14,7 @@ from vitjax.errors import InputError
 from vitjax.interop.files import WeightFile
 from vitjax.interop.layout import Leaf
 from vitjax.models.shapes import SHAPES
+from vitjax.models.stems import stride_of
 from vitjax.models.vit import vit
 
 VIT = "vitjax.models.vit:vit"
@@ -180,4 +181,7 @@ def find_heads(width: int, depth: int, where: str, given: Any = None) -> tuple[i
 def axis_sizes(model: Mapping[str, Any], channels: int) -> dict[str, int]:
     """The lengths of the axes that the tables' patterns split; see `Leaf`."""
     patch = model.get("patch_size") or 1
+    if model.get("stem", "patch") != "patch":  # patches of the stem's map; its channels follow
+        patch //= stride_of(model["stem"], patch, tuple(model["stem_blocks"]))
+        return {"h": model["num_heads"], "s": 3, "t": 2, "y": patch, "x": patch}
     return {"h": model.get("num_heads") or 1, "s": 3, "t": 2, "y": patch, "x": patch, "c": channels}

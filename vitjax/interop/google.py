@@ -1,15 +1,18 @@
 """Google's npz files: vision_transformer and AugReg, and big_vision."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vitjax.errors import InputError
+from vitjax.interop import conv_layouts, hf_conv
 from vitjax.interop.contents import VIT, Described, Source, axis_sizes, count_blocks, full_model
 from vitjax.interop.export_plan import Exported, ExportPlan
 from vitjax.interop.layout import Leaf
 from vitjax.interop.processors import unit_normalisation
 from vitjax.interop.widen import unfit, widen
+from vitjax.models.stems import stride_of
 
 NAME = "npz"
 BLOCK = "Transformer/encoderblock_{i}/"
@@ -22,9 +25,18 @@ LAYERS = {
 LAYER_NAMES = ("LayerNorm_{}", "MultiHeadDotProductAttention_{}", "LayerNorm_{}", "MlpBlock_{}")
 FREE = (
     "width", "depth", "num_heads", "mlp_dim", "patch_size", "shape", "num_classes", "table_size",
-    "position_resampling", "pool", "pre_logits_dim", "position_prefix", "cls_token", "positions",
+    "stem", "stem_blocks", "stem_width", "pool", "pre_logits_dim", "position_prefix", "cls_token",
+    "positions",
 )  # fmt: skip
+# What the code of these files does with an image.
+CONVENTION = {"mean": (0.5,), "std": (0.5,), "resize": "squash", "interpolation": "bilinear"}
+ASSUMED = "npz holds no preprocessing: values in [-1, 1], squashed, as its code does"
 FIXED = {"activation": "gelu_tanh", "eps": 1e-6}
+
+
+UNIT = re.compile(r"block(\d+)/unit(\d+)/conv1/kernel$")
+USAGE = "import numpy\n\nweights = numpy.load('FILE')"
+BIT_ROOT = "resnet/root_block/standardized_conv2d/kernel"
 
 
 def _prefix(source: Source) -> str:
@@ -33,7 +45,7 @@ def _prefix(source: Source) -> str:
 
 
 def recognise(source: Source) -> bool:
-    return f"{_prefix(source)}embedding/kernel" in source.shapes
+    return f"{_prefix(source)}embedding/kernel" in source.shapes or BIT_ROOT in source.shapes
 
 
 def _layer_names(style: str) -> tuple[str, ...]:
@@ -66,12 +78,35 @@ def _attention(ours: str, theirs: str, *, is_pool: bool) -> list[Leaf]:
     return leaves + _dense(f"{ours}/out", f"{theirs}/out")
 
 
+def _stem_blocks(names: Iterable[str]) -> tuple[int, ...]:
+    """How many units each stage of a hybrid's ResNet has."""
+    found = {tuple(map(int, m.groups())) for n in names if (m := UNIT.match(n))}
+    stages = range(1, 1 + max((stage for stage, _ in found), default=0))
+    return tuple(sum(stage == s for stage, _ in found) for s in stages)
+
+
+def _stem(blocks: tuple[int, ...]) -> list[Leaf]:
+    leaves = [Leaf("stem/root/kernel", "conv_root/kernel"), *_norm("stem/root_norm", "gn_root")]
+    for stage, count in enumerate(blocks, 1):
+        for unit in range(1, count + 1):
+            ours, theirs = f"stem/stage{stage}/unit{unit}", f"block{stage}/unit{unit}"
+            parts = [(f"conv{i}", f"norm{i}", f"conv{i}", f"gn{i}") for i in (1, 2, 3)]
+            if unit == 1:
+                parts.append(("shortcut", "shortcut_norm", "conv_proj", "gn_proj"))
+            for conv, norm, their_conv, their_norm in parts:
+                leaves.append(Leaf(f"{ours}/{conv}/kernel", f"{theirs}/{their_conv}/kernel"))
+                leaves += _norm(f"{ours}/{norm}", f"{theirs}/{their_norm}")
+    return leaves
+
+
 def _leaves(model: Mapping[str, Any], style: str, block: str, prefix: str) -> tuple[Leaf, ...]:
     norm1, attention, norm2, mlp = _layer_names(style)
     leaves = [
         Leaf("patch_embed/kernel", "embedding/kernel", "y x c d -> (y x c) d"),
         Leaf("patch_embed/bias", "embedding/bias"),
     ]
+    if model.get("stem") == "resnet":
+        leaves += _stem(tuple(model["stem_blocks"]))
     if model["cls_token"]:
         leaves.append(Leaf("cls_token", "cls", "1 1 d -> 1 d"))
     if model["positions"] == "learned":
@@ -109,6 +144,16 @@ def describe(source: Source, given: Mapping[str, Any] | None = None) -> Describe
       InputError: a position table that is no square grid.
     """
     del given
+    if BIT_ROOT in source.shapes:
+        model = conv_layouts.read_google_bit(source.shapes)
+        preprocess = {"image_size": 224, "channels": 3} | CONVENTION
+        return Described(
+            family="bit",
+            model=model,
+            preprocess=source.config.get("preprocess") or preprocess,
+            leaves=conv_layouts.google_bit_leaves(model),
+            assumed=() if source.config.get("preprocess") else (ASSUMED,),
+        )
     where, prefix = str(source.path), _prefix(source)
     inner = {n.removeprefix(prefix): s for n, s in source.shapes.items() if n.startswith(prefix)}
     is_stacked = any(name.startswith(STACKED) for name in inner)
@@ -128,6 +173,10 @@ def describe(source: Source, given: Mapping[str, Any] | None = None) -> Describe
     query, hidden = inner[f"{first}{attention}/query/kernel"], inner[f"{first}{mlp}/Dense_0/kernel"]
     depth = query[0] if is_stacked else count_blocks(inner, BLOCK)
     patch, _, channels, width = inner["embedding/kernel"]
+    blocks = _stem_blocks(inner)
+    if "conv_root/kernel" in inner:
+        patch *= stride_of("resnet", 0, blocks)
+        channels = inner["conv_root/kernel"][2]
     table = inner.get("Transformer/posembed_input/pos_embedding", inner.get("pos_embedding"))
     has_cls, has_map = "cls" in inner, "MAPHead_0/probe" in inner
     options: dict[str, Any] = {
@@ -137,6 +186,9 @@ def describe(source: Source, given: Mapping[str, Any] | None = None) -> Describe
         "position_prefix": "cls" if style == "vision_transformer" else "none",
         "positions": "learned" if table else "sincos2d",
     } | FIXED  # fmt: skip
+    if "conv_root/kernel" in inner:
+        root = inner["conv_root/kernel"][3]
+        options |= {"stem": "resnet", "stem_blocks": blocks, "stem_width": root}
     if "pre_logits/kernel" in inner:
         options["pre_logits_dim"] = inner["pre_logits/kernel"][1]
     if "head/kernel" in inner:
@@ -154,11 +206,8 @@ def describe(source: Source, given: Mapping[str, Any] | None = None) -> Describe
         assumed.append(f"no position table: sincos2d at {image_size} pixels")
     preprocess = config.get("preprocess")
     if preprocess is None:
-        preprocess = {
-            "image_size": image_size, "channels": channels, "mean": (0.5,), "std": (0.5,),
-            "resize": "squash", "interpolation": "bilinear",
-        }  # fmt: skip
-        assumed.append("npz holds no preprocessing: values in [-1, 1], squashed, as its code does")
+        preprocess = {"image_size": image_size, "channels": channels} | CONVENTION
+        assumed.append(ASSUMED)
     names = config.get("class_names")
     return Described(
         family=style,
@@ -181,6 +230,12 @@ def plan(e: Exported) -> ExportPlan:
     Raises:
       InputError: an option that neither code has.
     """
+    if e.model["target"] == conv_layouts.BIT:
+        model = hf_conv.full(e.model, e.params)
+        return ExportPlan(
+            family="bit", leaves=conv_layouts.google_bit_leaves(model), params=e.params, sizes={},
+            weights="model.npz", files={}, usage=USAGE,
+        )  # fmt: skip
     if e.model["target"] != VIT:
         raise InputError(f"--format=npz cannot express {e.model['target']}")
     old = e.origin.get("extra", {}) if e.origin.get("format") == NAME else {}
@@ -191,6 +246,8 @@ def plan(e: Exported) -> ExportPlan:
     model, params, changed = widen(e.model, e.params, wanted, e.preprocess.image_size)
     model["cls_token"] = model["cls_token"] or model["pool"] in ("cls", "cls_gap")
     problems = unfit(model, FIXED, FREE)
+    if model["stem"] == "conv":
+        problems.append("model.stem='conv'")
     has_cls, pool = model["cls_token"], model["pool"]
     if pool == "cls_gap" or has_cls != (pool == "cls"):
         problems.append(f"model.pool={pool!r} with cls_token={has_cls}")
@@ -216,6 +273,6 @@ def plan(e: Exported) -> ExportPlan:
         sizes=axis_sizes(model, e.preprocess.channels),
         weights="model.npz",
         files={},
-        usage="import numpy\n\nweights = numpy.load(FILE)",
+        usage=USAGE,
         notes=tuple(notes),
     )

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitjax.errors import InputError, suggest
+from vitjax.interop import hf_conv
 from vitjax.interop.contents import VIT, Described, Source, axis_sizes, full_model, number
+from vitjax.interop.conv_layouts import ARCHITECTURES
 from vitjax.interop.export_plan import Exported, ExportPlan
 from vitjax.interop.hf_families import (
     FAMILIES,
@@ -97,12 +99,16 @@ def describe(source: Source, given: Mapping[str, Any] | None = None) -> Describe
     del given  # config.json says all
     where, config = f"{source.path} (config.json)", source.config
     model_type, unused = config["model_type"], [COUNTERS, DECODER]
+    if model_type in hf_conv.MODEL_TYPES:
+        found = hf_conv.describe(source)
+        names = _class_names(config, found.model["num_classes"])
+        return dataclasses.replace(found, class_names=names)
     if model_type in TOWERS:
         model_type = TOWERS[model_type]
         config = config.get("vision_config") or {}
         unused.append(TEXT)
     if model_type not in FAMILIES:
-        allowed = (*FAMILIES, *TOWERS)
+        allowed = (*FAMILIES, *TOWERS, *hf_conv.MODEL_TYPES)
         raise InputError(
             f"{where}: unknown model_type {model_type!r}; {suggest(model_type, allowed)}"
         )
@@ -197,6 +203,20 @@ def _wanted(model: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     }
 
 
+def _head_config(e: Exported) -> dict[str, Any]:
+    """What a config says of the classes; nothing without a head."""
+    count, names = e.model["num_classes"], e.class_names or ()
+    if not count:
+        return {}
+    labels = [names[i] if i < len(names) else f"LABEL_{i}" for i in range(count)]
+    is_multi = e.loss_type == "sigmoid"
+    return {
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": MULTI_LABEL if is_multi else "single_label_classification",
+    }
+
+
 def _config(e: Exported, model: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     family, origin = FAMILIES[model_type], e.origin.get("extra", {})
     has_head = bool(model["num_classes"])
@@ -217,13 +237,7 @@ def _config(e: Exported, model: Mapping[str, Any], model_type: str) -> dict[str,
         "architectures": [architecture],
         "num_channels": e.preprocess.channels,
     }
-    if has_head:
-        names = e.class_names or ()
-        labels = [names[i] if i < len(names) else f"LABEL_{i}" for i in range(model["num_classes"])]
-        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        config["label2id"] = {label: i for i, label in enumerate(labels)}
-        is_multi = e.loss_type == "sigmoid"
-        config["problem_type"] = MULTI_LABEL if is_multi else "single_label_classification"
+    config |= _head_config(e)
     if model_type.startswith("siglip"):
         config["vision_use_head"] = not has_head
     if model_type.startswith("siglip") and has_head:
@@ -242,6 +256,8 @@ def plan(e: Exported) -> ExportPlan:
     Raises:
       InputError: no model type of transformers computes this model; names the options.
     """
+    if e.model["target"] in ARCHITECTURES:
+        return hf_conv.plan(e, _head_config(e))
     if e.model["target"] != VIT:
         raise InputError(f"--format=hf cannot express {e.model['target']}")
     first = e.origin.get("family") if e.origin.get("format") == NAME else None

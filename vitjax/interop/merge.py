@@ -153,7 +153,7 @@ def plan_merge(
         there, wanted = tuple(weights[name].shape), tuple(array.shape)
         change, said = None, ""
         if old is not None and new is not None and old.shape.width == new.shape.width:
-            if name == PATCHES:
+            if name == PATCHES and old.stem == new.stem == "patch":
                 change, said = _patches(old, new)
             elif name == POSITIONS:
                 change, said = _positions(old, new, method)

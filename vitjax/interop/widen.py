@@ -116,6 +116,8 @@ def unfit(model: Mapping[str, Any], fixed: Mapping[str, Any], free: tuple[str, .
             wanted, value = bool(wanted), has_cls
         if option == "position_prefix" and (model["positions"] != "learned" or not has_cls):
             continue
+        if option in ("stem_blocks", "stem_width") and model["stem"] != "resnet":
+            continue
         if option == "rope_theta" and model["positions"] != "rope":
             continue
         if value != wanted:

@@ -16,6 +16,7 @@ from vitjax.models import layers
 from vitjax.models.pooling import AttentionPool, pool_tokens
 from vitjax.models.positions import resize_positions, rope_angles, sincos2d_positions
 from vitjax.models.shapes import Geometry
+from vitjax.models.stems import ConvStem, ResNetStem, conv_widths
 from vitjax.parallel import Precision, constrain
 
 
@@ -60,6 +61,12 @@ class ViT(nnx.Module):
             drawn = jax.random.normal(rngs.params(), (count, d), precision.params)
             return nnx.Param(drawn * scale if scale else jnp.zeros_like(drawn))
 
+        stem: Any = None
+        if g.stem == "conv":
+            stem = ConvStem(g.channels, conv_widths(g.patch_size, d), **make)
+        elif g.stem == "resnet":
+            stem = ResNetStem(g.channels, g.stem_width, g.stem_blocks, **make)
+        self.stem = stem
         self.patch_embed = layers.Linear((g.patch_dim,), (d,), use_bias=g.patch_bias, **make)
         self.cls_token = tokens(int(g.cls_token))
         self.distill_token = tokens(int(g.distill_token))
@@ -135,7 +142,9 @@ class ViT(nnx.Module):
         """Patches to tokens with positions; before them class, distillation, register tokens."""
         g, p = self.geometry, self.precision
         grid = self._grid(images)
-        x = self.patch_embed(patchify(p.compute_cast(images), g.patch_size))
+        x = p.compute_cast(images)
+        x = x if self.stem is None else self.stem(x)
+        x = self.patch_embed(patchify(x, g.patch_size // g.stem_stride))
         if masked is not None:
             if self.mask_token is None:
                 raise InputError("the model has no mask token; set model.mask_token=True")

@@ -6,6 +6,7 @@ Every count in the project comes from here. FLOPs are 2 x MAC, one image, forwar
 import dataclasses
 
 from vitjax.errors import InputError, suggest
+from vitjax.models import stems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,9 @@ class Geometry:
     pre_logits_dim: int | None = None
     projection_dim: int | None = None
     table_size: int | None = None
+    stem: str = "patch"
+    stem_blocks: tuple[int, ...] = ()
+    stem_width: int = 64
 
     @property
     def grid(self) -> int:
@@ -125,7 +129,20 @@ class Geometry:
 
     @property
     def patch_dim(self) -> int:
-        return self.patch_size**2 * self.channels
+        """Values in a patch, of the image or of the stem's map."""
+        return (self.patch_size // self.stem_stride) ** 2 * self.stem_counts[0]
+
+    @property
+    def stem_stride(self) -> int:
+        return stems.stride_of(self.stem, self.patch_size, self.stem_blocks)
+
+    @property
+    def stem_counts(self) -> tuple[int, int, int]:
+        """Channels out, parameters and multiply-accumulates of the stem."""
+        return stems.count_stem(
+            self.stem, self.patch_size, self.image_size, self.channels, self.shape.width,
+            self.stem_blocks, self.stem_width,
+        )  # fmt: skip
 
     @property
     def pooled_dim(self) -> int:
@@ -151,7 +168,7 @@ def count_params(g: Geometry) -> dict[str, int]:
     qk_norm = 2 * head_dim * (1 + g.qk_norm_bias) * g.qk_norm
     block = attention + qk_norm + _mlp_params(g) + norm * (1 if g.parallel else 2)
     block += 2 * d * g.has_layer_scale
-    embedding = g.patch_dim * d + d * g.patch_bias
+    embedding = g.stem_counts[1] + g.patch_dim * d + d * g.patch_bias
     embedding += g.num_positions * d if g.positions == "learned" else 0
     embedding += (g.num_prefix + g.mask_token) * d + norm * g.pre_norm
     head = g.pooled_dim * (1 + g.norm_bias) if g.norm_after_pool else norm
@@ -178,7 +195,7 @@ def count_flops(g: Geometry, *, elementwise: bool = False) -> int:
     """
     d, f, depth, n = g.shape.width, g.shape.mlp_dim, g.shape.depth, g.num_tokens
     is_gated = g.mlp == "gated"
-    macs = g.num_patches * g.patch_dim * d
+    macs = g.stem_counts[2] + g.num_patches * g.patch_dim * d
     macs += depth * n * (4 * d * d + (3 if is_gated else 2) * d * f) + depth * 2 * n * n * d
     if g.pool == "map":  # keys and values of every token, one query, one MLP
         macs += 2 * n * d * d + 2 * d * d + 2 * n * d + 2 * d * f

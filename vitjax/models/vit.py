@@ -10,12 +10,14 @@ from vitjax.models.functional import Model
 from vitjax.models.pooling import POOLS
 from vitjax.models.positions import RESAMPLINGS, sincos2d_positions
 from vitjax.models.shapes import Geometry, Shape, count_flops, parse_shape
+from vitjax.models.stems import STEMS, check_stem
 from vitjax.parallel import Precision
 
 __all__ = ["ViT", "patchify", "sincos2d_positions", "vit"]
 
 CHOICES: dict[str, tuple] = {
     "pool": POOLS,
+    "stem": STEMS,
     "positions": ("learned", "sincos2d", "rope", "none"),
     "position_prefix": ("cls", "none", "all"),
     "position_resampling": RESAMPLINGS,
@@ -66,6 +68,9 @@ def vit(
     mlp_dim: int | None = None,
     num_heads: int | None = None,
     patch_size: int | None = None,
+    stem: str = "patch",
+    stem_blocks: tuple[int, ...] = (3, 4, 9),
+    stem_width: int = 64,
     pool: str = "gap",
     norm_after_pool: bool = False,
     positions: str = "learned",
@@ -109,6 +114,10 @@ def vit(
       shape: a name of `shapes.SHAPES` and a patch size, as "B/16".
       width, depth, mlp_dim, num_heads, patch_size: replace the named shape's numbers; all five
         are needed without a name.
+      stem: what the patches are cut from: "patch" the image, "conv" the map of a few convolutions
+        (Xiao et al. 2021), "resnet" that of a ResNet: with blocks (3, 4, 9) and patch size 16 it
+        is the hybrid R50+ViT-B/16.
+      stem_blocks, stem_width: of the ResNet: units of each stage, channels of its root.
       pool: "cls" (class token), "gap" (mean over patches), "map" (attention pooling) or "cls_gap"
         (class token and mean, side by side).
       norm_after_pool: the last norm comes after pooling (MAE's fine-tuning, BEiT).
@@ -156,6 +165,7 @@ def vit(
     encoder = Shape(**{k: int(v or 0) for k, v in numbers.items()})
     has_cls = pool in ("cls", "cls_gap") if cls_token is None else cls_token
     _check_options(locals() | {"cls_token": has_cls})
+    check_stem(stem, patch, encoder.width, tuple(stem_blocks))
     for size in (image_size, table_size or image_size):
         if size % patch:
             raise InputError(
@@ -179,6 +189,8 @@ def vit(
         out_bias=out_bias, mlp=mlp, mlp_bias=mlp_bias, qk_norm_bias=qk_norm_bias,
         has_layer_scale=layer_scale is not None, pre_logits_dim=pre_logits_dim,
         projection_dim=projection_dim, table_size=table_size,
+        stem=stem, stem_blocks=tuple(stem_blocks) if stem == "resnet" else (),
+        stem_width=stem_width,
     )  # fmt: skip
     arguments = {
         "geometry": geometry,

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vitjax.errors import InputError
 from vitjax.experiment import Experiment
 from vitjax.parallel import FSDP, REPLICA, TENSOR, batch_shards, parameter_axes, path_name
 from vitjax.planning.program import Collective
@@ -20,6 +21,21 @@ from vitjax.planning.targets import Target, axis_bandwidth
 # What a well-tuned program reaches of a data sheet's numbers. The first two are measurements on
 # one H100 (798 TFLOP/s of 989, 3.0 TB/s of 3.35); the third is an assumption.
 REACHED_COMPUTE, REACHED_MEMORY, REACHED_NETWORK = 0.8, 0.9, 0.8
+
+
+def _facts(exp: Experiment) -> dict[str, Any]:
+    """The model's numbers.
+
+    Raises:
+      InputError: it is no Vision Transformer, of which alone memory and traffic are estimated.
+    """
+    facts = dict(exp.model.description)
+    if "mlp_dim" not in facts:
+        raise InputError(
+            f"plans are made for Vision Transformers; model.target={exp.config.model.target!r} "
+            "is none"
+        )
+    return facts
 
 
 def _bytes_of(name: str) -> int:
@@ -65,7 +81,7 @@ def whole_bytes(exp: Experiment) -> tuple[int, int]:
 
 def flops(exp: Experiment) -> dict[str, float]:
     """FLOPs of a whole step (2 x MAC): the model's, and the hardware's with recomputation."""
-    batch, facts = exp.config.batch_size, dict(exp.model.description)
+    batch, facts = exp.config.batch_size, _facts(exp)
     model = float(exp.objective.flops_per_image) * batch
     forward = float(exp.model.flops_per_image) * batch
     tokens, width = facts["num_tokens"], facts["width"]
@@ -91,7 +107,7 @@ def least_collectives(exp: Experiment) -> list[Collective]:
     """
     mesh, facts, parts = (
         exp.mesh,
-        dict(exp.model.description),
+        _facts(exp),
         exp.config.optimizer.accumulation_steps,
     )
     wide, gradient = _bytes_of(exp.precision.compute), _bytes_of(exp.precision.gradients)
@@ -135,7 +151,7 @@ def activation_values(facts: dict[str, Any], tensor: int) -> tuple[float, float]
 
 def memory_bytes(exp: Experiment) -> dict[str, float]:
     """Bytes a device, estimated without compiling: state, gradients, activations, work."""
-    mesh, facts = exp.mesh, dict(exp.model.description)
+    mesh, facts = exp.mesh, _facts(exp)
     wide, tensor = _bytes_of(exp.precision.compute), mesh.shape[TENSOR]
     images = exp.config.batch_size / batch_shards(mesh) / exp.config.optimizer.accumulation_steps
     kept, everything = activation_values(facts, tensor)
@@ -156,7 +172,7 @@ def traffic_bytes(exp: Experiment) -> float:
     Activations are written once, read by what follows and by the backward pass, whose gradients
     are written and read; the state is read and written once.
     """
-    mesh, facts = exp.mesh, dict(exp.model.description)
+    mesh, facts = exp.mesh, _facts(exp)
     wide, tensor = _bytes_of(exp.precision.compute), mesh.shape[TENSOR]
     tokens = exp.config.batch_size / batch_shards(mesh) * facts["num_tokens"]
     passes = 6 if facts["remat"] in ("full", "offload") else 5
