@@ -28,6 +28,7 @@ def load(
     ignore: Sequence[str] = (),
     image_size: int | None = None,
     patch_size: int | None = None,
+    defer: bool = False,
 ) -> "VisionModel":
     """Loads a model for inference.
 
@@ -38,6 +39,8 @@ def load(
       format, key, model, preprocess, ignore: see `vitjax.interop.read.open_model`; not for runs.
       image_size, patch_size: another size to run at: positions are resampled, the patch embedding
         is resized.
+      defer: leave weights of other formats in their file until they are asked for: for a model
+        that is written elsewhere, not run.
 
     Raises:
       InputError: there is nothing at the path that can be read; says what is wrong with it.
@@ -66,7 +69,7 @@ def load(
             Preprocess.from_dict(contract["preprocess"]),
             parallel.make_precision(**contract["precision"]),
         )
-        params = imported.read(jax.device_put)
+        params = imported.defer() if defer else imported.read(jax.device_put)
         for note in report.notes:
             log.warning("%s: %s", path, note)
     changes = {"image_size": image_size, "patch_size": patch_size}
@@ -78,6 +81,8 @@ def load(
         if report is not None:
             resampled.unused, resampled.notes = report.unused, report.notes
         report = resampled
+    if not defer:
+        params = jax.tree.map(jax.numpy.asarray, params)
     return VisionModel(made, params, contract, report)
 
 
@@ -97,7 +102,7 @@ class VisionModel:
 
     def __init__(self, model: Model, params: Any, contract: dict[str, Any], report: Any = None):
         self.model, self.contract, self.report = model, contract, report
-        self.params = jax.tree.map(jax.numpy.asarray, params)
+        self.params = params
         self.preprocess = preprocess = Preprocess.from_dict(contract["preprocess"])
         self.config: dict[str, Any] = contract["model"]
         names = contract.get("class_names")

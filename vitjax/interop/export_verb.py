@@ -33,7 +33,10 @@ def main(argv: list[str]) -> int:
         raise InputError("vitjax export takes no --config options")
     with logging_to(None):
         vision = inference.load(
-            arguments.checkpoint, step=arguments.step, image_size=arguments.image_size
+            arguments.checkpoint,
+            step=arguments.step,
+            image_size=arguments.image_size,
+            defer=True,
         )
         notes = export(
             vision, arguments.out, arguments.format, dtype=arguments.dtype, output=arguments.output

@@ -72,6 +72,7 @@ def main(argv: list[str]) -> int:
             arguments.source,
             image_size=arguments.image_size,
             patch_size=arguments.patch_size,
+            defer=True,
             **given,
         )
         vision.save(out)

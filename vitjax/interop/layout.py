@@ -198,6 +198,52 @@ def check_shapes(
         )
 
 
+class Deferred:
+    """One of our arrays that is still in a file: read when NumPy asks, a block at a time by index.
+
+    What is only copied from one file to another never lies in memory whole.
+    """
+
+    def __init__(self, leaf: Leaf, like: Any, read: Callable, sizes: Mapping[str, int]):
+        self.shape, self.dtype = tuple(like.shape), np.dtype(like.dtype)
+        self.size, self.ndim = like.size, like.ndim
+        self._leaf, self._read, self._sizes = leaf, read, sizes
+        self._last: tuple[int, Any] = (-1, None)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not (self._leaf.is_stacked and self._leaf.is_numbered):
+            return np.asarray(self)[i]
+        if self._last[0] != i:  # one block of ours may be several arrays elsewhere
+            parts = [self._read(name.format(i=i)) for name in self._leaf.names]
+            self._last = i, _to_ours(self._leaf, parts, self._sizes).astype(self.dtype, copy=False)
+        return self._last[1]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del copy
+        found = _read_leaf(self._leaf, self, self._read, self._sizes)
+        return found if dtype is None else found.astype(dtype, copy=False)
+
+
+def _read_leaf(
+    leaf: Leaf, like: Any, read: Callable[[str], np.ndarray], sizes: Mapping[str, int]
+) -> np.ndarray:
+    out = empty(tuple(like.shape), like.dtype)
+    if leaf.is_stacked and leaf.is_numbered:
+
+        def block(i: int) -> list[np.ndarray]:
+            return [read(name.format(i=i)) for name in leaf.names]
+
+        blocks = ahead(partial(block, i) for i in range(like.shape[0]))
+        for row, parts in zip(out, blocks, strict=True):
+            copy_into(row, _to_ours(leaf, parts, sizes))
+        return out
+    whole = [read(name) for name in leaf.names]
+    rows = zip(out, *whole, strict=True) if leaf.is_stacked else [(out, *whole)]
+    for row, *parts in rows:
+        copy_into(row, _to_ours(leaf, parts, sizes))
+    return out
+
+
 def read_params(
     leaves: Sequence[Leaf],
     abstract_params: PyTree,
@@ -215,23 +261,19 @@ def read_params(
     """
     ours, params = named_leaves(abstract_params), {}
     for leaf in leaves:
-        shape, dtype = ours[leaf.ours].shape, ours[leaf.ours].dtype
-        out = empty(shape, dtype)
-        if leaf.is_stacked and leaf.is_numbered:
-
-            def block(i: int, names: tuple[str, ...] = leaf.names) -> list[np.ndarray]:
-                return [read(name.format(i=i)) for name in names]
-
-            blocks = ahead(partial(block, i) for i in range(shape[0]))
-            for row, parts in zip(out, blocks, strict=True):
-                copy_into(row, _to_ours(leaf, parts, sizes))
-        else:
-            whole = [read(name) for name in leaf.names]
-            rows = zip(out, *whole, strict=True) if leaf.is_stacked else [(out, *whole)]
-            for row, *parts in rows:
-                copy_into(row, _to_ours(leaf, parts, sizes))
-        params[leaf.ours] = place(out)
+        params[leaf.ours] = place(_read_leaf(leaf, ours[leaf.ours], read, sizes))
     return nested(params)
+
+
+def defer_params(
+    leaves: Sequence[Leaf],
+    abstract_params: PyTree,
+    read: Callable[[str], np.ndarray],
+    sizes: Mapping[str, int],
+) -> PyTree:
+    """As `read_params`, with nothing read yet."""
+    ours = named_leaves(abstract_params)
+    return nested({x.ours: Deferred(x, ours[x.ours], read, sizes) for x in leaves})
 
 
 def _joined(
@@ -263,15 +305,17 @@ def tensors(
             for part, name in enumerate(leaf.names):
 
                 def produce(leaf=leaf, x=x, i=i, part=part, there=there) -> np.ndarray:
-                    whole = np.asarray(x)
-                    if not leaf.pattern and isinstance(leaf.theirs, str) and whole.dtype == dtype:
-                        return whole if i is None else whole[i]
+                    is_deferred = isinstance(x, Deferred) and i is not None
+                    whole = x if is_deferred else np.asarray(x)
+                    kept = not leaf.pattern and isinstance(leaf.theirs, str)
+                    if kept and whole.dtype == dtype:
+                        return np.asarray(whole if i is None else whole[i])
                     out = np.empty(there, dtype)
                     if leaf.is_stacked and i is None:
-                        for row, block in zip(out, whole, strict=True):
+                        for row, block in zip(out, np.asarray(whole), strict=True):
                             copy_into(row, _to_theirs(leaf, block, sizes)[part])
                     else:
-                        block = whole if i is None else whole[i]
+                        block = np.asarray(whole) if i is None else whole[i]
                         copy_into(out, _to_theirs(leaf, block, sizes)[part])
                     return out
 

@@ -120,4 +120,6 @@ def write_npz(path: Path, entries: Iterable[Entry]) -> None:
             member = zipfile.ZipInfo(f"{entry[0]}.npy")
             member.external_attr = 0o600 << 16
             with archive.open(member, "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
+                about = np.lib.format.header_data_from_array_1_0(array)
+                np.lib.format.write_array_header_1_0(stream, about)
+                stream.write(array.reshape(-1).view(np.uint8).data)

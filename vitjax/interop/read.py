@@ -20,6 +20,7 @@ from vitjax.interop.files import open_weights
 from vitjax.interop.layout import (
     check_complete,
     check_shapes,
+    defer_params,
     expected_shapes,
     named_leaves,
     nested,
@@ -53,6 +54,12 @@ class Imported:
     report: Report
     source: Source
     described: Described
+
+    def defer(self) -> Any:
+        """The parameters as a nested dict of arrays that are read when they are asked for."""
+        sizes = axis_sizes(self.described.model, self.contract["preprocess"]["channels"])
+        read = self.described.read or self.source.read
+        return defer_params(self.described.leaves, self.model.abstract_params, read, sizes)
 
     def read(self, place: Callable[[np.ndarray], Any] = lambda x: x) -> Any:
         """The parameters as a nested dict of float32 arrays, each given to `place` when read."""
