@@ -275,3 +275,80 @@ def test_what_is_taken_from_elsewhere_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "vitjax"):
         vitjax.load(tmp_path)
     assert "no preprocessor_config.json" in caplog.text
+
+
+NATIVE = {
+    "mean": ({"pool": "gap"}, "IJepaForImageClassification"),
+    "mean, fixed positions": (
+        {"pool": "gap", "positions": "sincos2d", "qkv_bias": False}, "IJepaForImageClassification",
+    ),
+    "class token": ({"pool": "cls", "activation": "gelu"}, "ViTForImageClassification"),
+    "class token without a position": (
+        {"pool": "cls", "position_prefix": "none", "norm_bias": False, "out_bias": False},
+        "ViTForImageClassification",
+    ),
+    "attention": ({"pool": "map", "num_classes": 0}, "SiglipVisionModel"),
+    "LayerScale": (
+        {"pool": "cls_gap", "layer_scale": 0.3, "cls_token": True, "mlp_dim": 64,
+         "activation": "gelu"},
+        "Dinov2ForImageClassification",
+    ),
+    "registers": (
+        {"pool": "cls_gap", "layer_scale": 0.3, "num_registers": 2, "mask_token": True,
+         "mlp_dim": 64, "activation": "gelu"},
+        "Dinov2WithRegistersForImageClassification",
+    ),
+    "rotary": (
+        {"pool": "cls", "positions": "rope", "num_registers": 4, "layer_scale": 0.3,
+         "num_classes": 0, "activation": "gelu"},
+        "DINOv3ViTModel",
+    ),
+    "a norm first": (
+        {"pool": "cls", "pre_norm": True, "patch_bias": False, "projection_dim": 6,
+         "num_classes": 0, "activation": "quick_gelu"},
+        "CLIPVisionModelWithProjection",
+    ),
+    "distilled": (
+        {"pool": "cls", "distill_token": True, "distill_head": True, "activation": "gelu"},
+        "DeiTForImageClassificationWithTeacher",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_models_of_ours_go_to_the_class_that_computes_them(name, native, tmp_path):
+    options, architecture = NATIVE[name]
+    ours = native(**options)
+    ours.save(tmp_path, format="hf")
+    theirs, info = getattr(T, architecture).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    with torch.no_grad():
+        out = theirs.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    output = {"IJepa": "logits", "SiglipVisionModel": "pooler_output", "DINOv3ViTModel":
+              "pooler_output", "CLIPVisionModelWithProjection": "image_embeds"}  # fmt: skip
+    wanted = getattr(out, output.get(architecture, "logits")).numpy()
+    found = ours.logits if options.get("num_classes", 5) else ours.embed
+    np.testing.assert_allclose(found(images, preprocessed=True), wanted, rtol=1e-4, atol=1e-4)
+    again = vitjax.load(tmp_path)
+    np.testing.assert_allclose(
+        again.embed(images, preprocessed=True), ours.embed(images, preprocessed=True), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"parallel": True}, "model.parallel=True"),
+        ({"qk_norm": True}, "model.qk_norm=True"),
+        ({"pool": "map"}, "model.pool='map'"),
+        ({"pool": "gap", "layer_scale": 0.1}, "model.layer_scale=0.1"),
+        ({"stem": "conv"}, "model.stem='conv'"),
+    ],
+    ids=str,
+)
+def test_what_no_class_computes_is_named(options, words, native, tmp_path):
+    with pytest.raises(InputError) as error:
+        native(**options).save(tmp_path / "x", format="hf")
+    assert words in str(error.value) and "nothing was written" in str(error.value)
+    assert not (tmp_path / "x").exists()
