@@ -2,7 +2,7 @@
 
     vitjax train --config=bit_r50_i1k --workdir=runs/bit --config.data.root=imagenet
 
-Data and recipe are those of `vit_s16_i1k`, for a comparison in one trainer. Weights are standardised
+Data and recipe are those of `vit_s16_i1k`, to compare in one trainer. Weights are standardised
 and norms are over groups, so any batch size will do (Kolesnikov et al. 2020, arXiv 1912.11370).
 Another network is another `model` block, as here; ConvNeXt has the target
 "vitjax.models.convnext:convnext" and a size such as "T".

@@ -1,19 +1,22 @@
 """timm's models: read, compared block by block, written back, and loaded there again."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from timm_peer import run_peer
 
 import vitjax
+from vitjax.data.preprocess import Preprocess
 from vitjax.errors import InputError
-from vitjax.interop.files import open_weights, write_safetensors
+from vitjax.inference import VisionModel
+from vitjax.interop import timm
+from vitjax.interop.contents import Source
+from vitjax.interop.files import WeightFile, open_weights, write_safetensors
+from vitjax.interop.weight_file import StoredArray
 
 TINY = {"img_size": 20, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2,
         "num_classes": 5}  # fmt: skip
@@ -34,31 +37,28 @@ MODELS = {
         "vit_base_patch16_224", DYNAMIC | {"reg_tokens": 3, "no_embed_class": False},
     ),
     "dinov2 g": ("vit_giant_patch14_dinov2", DYNAMIC | {"init_values": 0.1}),
-    "siglip": ("vit_so400m_patch14_siglip_224", DYNAMIC | {"act_layer": "gelu_tanh"}),
+    "siglip": ("vit_so400m_patch14_siglip_224", DYNAMIC),
+    "siglip 2": ("vit_so400m_patch16_siglip_256", DYNAMIC),
+    "siglip, given another activation": (
+        "vit_so400m_patch14_siglip_224", DYNAMIC | {"act_layer": "relu"},
+    ),
+    "attention over class and register tokens too": (
+        "vit_base_patch16_224",
+        DYNAMIC | {"global_pool": "map", "reg_tokens": 2, "pool_include_prefix": True,
+                   "fc_norm": False},
+    ),
+    "no positions": ("vit_base_patch16_224", DYNAMIC | {"pos_embed": "none"}),
     "clip": ("vit_base_patch16_clip_224", DYNAMIC | {"pre_norm": True}),
     "openai's clip": ("vit_base_patch16_clip_quickgelu_224", DYNAMIC | {"pre_norm": True}),
     "norms on queries and keys": ("vit_base_patch16_224", DYNAMIC | {"qk_norm": True}),
     "no biases on queries": ("vit_base_patch16_224", DYNAMIC | {"qkv_bias": False}),
 }  # fmt: skip
-PEER = Path(__file__).parent / "timm_peer.py"
-
-
-def peer(mode, cases, images):
-    """Runs timm where there is one: $VITJAX_TIMM_PATH is put before its search path."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment["PYTHONPATH"] = os.environ.get("VITJAX_TIMM_PATH", "")
-    pytest.importorskip("torch", reason="needs torch")
-    has = subprocess.run(
-        [sys.executable, "-c", "import importlib.util as u; assert u.find_spec('timm')"],
-        env=environment, capture_output=True,
-    )  # fmt: skip
-    if has.returncode:
-        pytest.skip("needs timm, or VITJAX_TIMM_PATH, a folder that holds it")
-    done = subprocess.run(
-        [sys.executable, str(PEER), mode, json.dumps(cases), str(images)],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+ROTARY = {
+    "dinov3": (
+        "vit_small_patch16_dinov3_qkvb", DYNAMIC | {"global_pool": "token", "init_values": 0.1},
+    ),
+    "dinov3 plus": ("vit_small_plus_patch16_dinov3", DYNAMIC | {"rope_temperature": 50.0}),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +75,10 @@ def made(tmp_path_factory, images):
     """Folders that timm saved, by name, with its outputs in them."""
     folder = tmp_path_factory.mktemp("timm")
     cases = {
-        name: {
-            "folder": str(folder / str(number)), "architecture": architecture,
-            "arguments": arguments, "dynamic": "dynamic_img_size" in arguments,
-        }
-        for number, (name, (architecture, arguments)) in enumerate(MODELS.items())
-    }  # fmt: skip
-    peer("make", list(cases.values()), images)
+        name: {"folder": str(folder / str(i)), "architecture": model, "arguments": arguments}
+        for i, (name, (model, arguments)) in enumerate((MODELS | ROTARY).items())
+    }
+    run_peer("make", list(cases.values()), images)
     return {name: Path(case["folder"]) for name, case in cases.items()}
 
 
@@ -100,7 +97,7 @@ def check(ours, folder, images):
                 )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | ROTARY)
 def test_every_block_equals_timm_s(name, made, images):
     check(vitjax.load(made[name]), made[name], images)
 
@@ -121,6 +118,14 @@ NATIVE = {
     "attention": {"pool": "map"},
     "all": {"pool": "cls", "num_registers": 2, "layer_scale": 0.3, "position_prefix": "none",
             "mask_token": True, "mlp": "gated", "activation": "silu"},
+    "registers": {"pool": "cls", "num_registers": 2},
+    "registers alone": {"pool": "gap", "num_registers": 2},
+    "attention, registers": {"pool": "map", "num_registers": 2, "cls_token": True},
+    "two class tokens": {"pool": "cls", "distill_token": True, "distill_head": True,
+                         "position_prefix": "none"},
+    "no positions": {"pool": "gap", "positions": "none"},
+    "table of another size": {"pool": "cls", "table_size": 16, "activation": "relu"},
+    "a width of the MLP that is no multiple": {"pool": "map", "mlp_dim": 49},
     "no biases": {"pool": "gap", "norm_bias": False, "patch_bias": False, "qkv_bias": False},
     "projection": {"pool": "cls", "pre_norm": True, "projection_dim": 6, "num_classes": 0,
                    "patch_bias": False},
@@ -138,9 +143,8 @@ def test_timm_loads_what_is_exported(made, native, images, tmp_path):
     for number, vision in enumerate(folders.values()):
         vision.save(tmp_path / str(number), format="timm")
         cases.append({"folder": str(tmp_path / str(number))})
-    peer("load", cases, images)
+    run_peer("load", cases, images)
     for number, (name, vision) in enumerate(folders.items()):
-        print(name)
         with np.load(tmp_path / f"{number}.npz") as found, np.load(images) as given:
             has_head = vision.config["num_classes"]
             wanted = (vision.logits if has_head else vision.embed)(
@@ -149,6 +153,107 @@ def test_timm_loads_what_is_exported(made, native, images, tmp_path):
             np.testing.assert_allclose(
                 found["native/logits"], wanted, rtol=1e-4, atol=1e-4, err_msg=name
             )
+
+
+def test_timm_prepares_images_as_we_do(native, images, tmp_path):
+    mine = Preprocess(20, 3, resize="shorter_side", crop_fraction=0.875, interpolation="bicubic",
+                      mean=(0.25, 0.5, 0.75), std=(0.5, 0.25, 0.125))  # fmt: skip
+    vision = native(size=20)
+    contract = vision.contract | {"preprocess": mine.__dict__}
+    for resize, crop in (("shorter_side", 0.875), ("squash", 1.0)):
+        changes = {"resize": resize, "crop_fraction": crop}
+        contract["preprocess"] = contract["preprocess"] | changes
+        folder = tmp_path / resize
+        VisionModel(vision.model, vision.params, contract).save(folder, format="timm")
+        assert vitjax.load(folder).preprocess == Preprocess(**contract["preprocess"])
+        run_peer("load", [{"folder": str(folder)}], images)
+        data = json.loads(Path(f"{folder}.json").read_text())
+        assert data == {
+            "input_size": [3, 20, 20], "mean": [0.25, 0.5, 0.75], "std": [0.5, 0.25, 0.125],
+            "interpolation": "bicubic", "crop_pct": crop,
+            "crop_mode": {"squash": "squash", "shorter_side": "center"}[resize],
+        }  # fmt: skip
+
+
+# An architecture for each default that its name alone decides.
+ARCHITECTURES = (
+    "vit_base_patch16_224", "vit_base_patch16_gap_224", "vit_base_patch16_siglip_224",
+    "vit_base_patch32_siglip_256", "vit_large_patch16_siglip_gap_384",
+    "vit_large_patch16_siglip_512", "vit_large_patch16_siglip_gap_512",
+    "vit_so400m_patch14_siglip_378", "vit_so400m_patch16_siglip_gap_256",
+    "vit_giantopt_patch16_siglip_256", "vit_giant_patch14_reg4_dinov2",
+    "vit_giant_patch14_clip_224", "vit_medium_patch16_clip_224",
+    "vit_large_patch14_clip_quickgelu_224", "vit_little_patch16_reg4_gap_256",
+    "vit_huge_patch14_gap_224", "vit_so400m_patch14_reg1_tipsv2", "deit3_medium_patch16_224",
+    "deit_small_distilled_patch16_224", "eva_large_patch14_196",
+    "vit_huge_plus_patch16_dinov3_qkvb", "vit_7b_patch16_dinov3",
+)  # fmt: skip
+REFUSED = {
+    "vit_base_patch16_rpn_224": "architecture='vit_base_patch16_rpn_224' has no counterpart",
+    "vit_so150m_patch16_reg4_map_256": "pool_include_prefix=False",
+    "vit_pe_core_base_patch16_224": "class Eva",
+    "vit_base_patch16_rope_reg1_gap_256": "class Eva",
+    "vit_base_patch16_lingbot": "class Eva",
+    "aimv2_large_patch14_224": "an MLP without blocks.0.mlp.fc1.weight",
+}
+
+
+def test_defaults_of_timm_s_architectures(images, tmp_path):
+    """A config without model_args, as timm's own are: heads, activation, epsilon, pooling."""
+    names = (*ARCHITECTURES, *REFUSED)
+    run_peer("facts", [{"folder": str(tmp_path / n), "architecture": n} for n in names], images)
+    activations = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu",
+                   "SiLU": "silu"}  # fmt: skip
+    for name in names:
+        about = json.loads((tmp_path / f"{name}.json").read_text())
+        arrays = {
+            n: StoredArray(tuple(s), np.dtype("float32"), lambda out: None)
+            for n, s in about["shapes"].items()
+        }
+        config = {"architecture": name, "global_pool": about["global_pool"]}
+        source = Source(
+            tmp_path, WeightFile(tmp_path, "safetensors", 0, arrays),
+            config | {"pretrained_cfg": about["pretrained_cfg"]}, {},
+        )  # fmt: skip
+        if name in REFUSED:
+            with pytest.raises(InputError, match=REFUSED[name]):
+                timm.describe(source)
+            continue
+        found = timm.describe(source)
+        wanted = {
+            "num_heads": about["num_heads"], "activation": activations[about["activation"]],
+            "eps": about["eps"][0], "pool": timm.POOLS[about["global_pool"]],
+        }  # fmt: skip
+        assert len(about["eps"]) == 1 and wanted == {k: found.model[k] for k in wanted}, name
+        table = {n.format(i=0) for leaf in found.leaves for n in leaf.names}
+        assert table == {n for n in arrays if not n.startswith("blocks.") or ".0." in n[:9]}, name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"norm_layer": "rmsnorm"}, "norm_layer='rmsnorm' has no counterpart"),
+        ({"global_pool": "avgmax"}, "global_pool='avgmax' has no counterpart"),
+        ({"global_pool": "avg", "pool_include_prefix": True}, "pool_include_prefix=True for"),
+        ({"act_layer": "mish"}, "act_layer='mish' has no counterpart"),
+        ({"img_size": [16, 25]}, "is not square"),
+    ],
+    ids=str,
+)
+def test_arguments_without_a_counterpart_are_refused(change, words, made, tmp_path):
+    folder = made["vit"]
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(InputError, match=words):
+        vitjax.load(tmp_path)
+
+
+def test_dinov3_without_its_config_is_refused(made, tmp_path):
+    (tmp_path / "bare.safetensors").symlink_to(made["dinov3"] / "model.safetensors")
+    with pytest.raises(InputError, match=r"class Eva \(architecture: not given.*Hugging Face"):
+        vitjax.load(tmp_path / "bare.safetensors")
 
 
 def test_a_bare_state_dict_says_what_it_cannot_hold(made, images, tmp_path):
@@ -189,6 +294,18 @@ def test_mae_s_reference_file_is_read(made, images, tmp_path):
         ({"pool": "cls_gap"}, "model.pool='cls_gap'"),
         ({"pool": "cls", "pre_logits_dim": 8}, "model.pre_logits_dim=8"),
         ({"eps": 1e-3}, "model.eps=0.001"),
+        ({"qk_norm": True}, "model.qk_norm_bias=False"),
+        ({"mlp": "gated", "activation": "gelu"}, "model.mlp='gated' with activation='gelu'"),
+        ({"mlp": "gated", "activation": "silu", "pool": "map"}, "pool='map'"),
+        ({"pool": "cls", "distill_token": True}, "model.distill_token=True"),
+        (
+            {"pool": "cls", "distill_token": True, "distill_head": True, "num_registers": 2},
+            "model.distill_token=True",
+        ),
+        (
+            {"pool": "gap", "cls_token": True, "distill_token": True, "distill_head": True},
+            "model.distill_token=True",
+        ),
         ({"pool": "cls", "projection_dim": 8}, "model.projection_dim=8"),
     ],
     ids=str,

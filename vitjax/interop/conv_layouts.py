@@ -3,7 +3,9 @@
 The tables are of `layout.Leaf`; the configs are those of transformers.
 """
 
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vitjax.errors import InputError
@@ -61,9 +63,16 @@ def _convnext_hf(model: Mapping[str, Any], prefix: str) -> list[Leaf]:
     return leaves + (dense_leaves("head", "classifier") if model["num_classes"] else [])
 
 
-def hf_leaves(model: Mapping[str, Any]) -> tuple[Leaf, ...]:
-    """The table of a Hugging Face folder; names have a prefix where there is a classifier."""
-    prefix = f"{ARCHITECTURES[model['target']][0]}." if model["num_classes"] else ""
+def hf_leaves(model: Mapping[str, Any], names: Iterable[str] = ()) -> tuple[Leaf, ...]:
+    """The table of a Hugging Face folder.
+
+    Args:
+      names: of the folder's arrays: they have a prefix in every class but the bare model's. To
+        write, where there are none, the class with a classifier is meant wherever there is one.
+    """
+    outer = f"{ARCHITECTURES[model['target']][0]}."
+    has_prefix = any(n.startswith(outer) for n in names) or bool(model["num_classes"])
+    prefix = outer if has_prefix else ""
     make = _bit_hf if model["target"] == BIT else _convnext_hf
     return tuple(make(model, prefix))
 
@@ -81,6 +90,9 @@ def read_config(
     if not widths or len(widths) != len(blocks):
         raise InputError(f"{where}: hidden_sizes={widths} and depths={blocks} do not match")
     if config["model_type"] == "convnext":
+        stages = config.get("num_stages", len(blocks))
+        if stages != len(blocks):
+            raise InputError(f"{where}: num_stages={stages!r} does not match depths={blocks}")
         scale = float(config.get("layer_scale_init_value", 1e-6))
         head = shapes.get("classifier.weight", (0,))[0]
         return {
@@ -101,20 +113,30 @@ def read_config(
     ):  # fmt: skip
         if config.get(key, allowed) != allowed:
             raise InputError(f"{where}: {key}={config[key]!r} is not supported; only {allowed!r}")
+    if factor != 1:
+        raise InputError(f"{where}: width_factor={factor!r} is not supported; only 1")
+    _check_widths(widths, f"{where}: hidden_sizes")
     return {
         "target": BIT,
         "blocks": blocks,
-        "widths": tuple(int(width * factor) for width in widths),
+        "widths": widths,
         "root_width": int(number(config, "embedding_size", where)),
         "groups": int(config.get("num_groups", 32)),
         "num_classes": int(shapes.get("classifier.1.weight", (0,))[0]),
     }
 
 
+def _check_widths(widths: tuple[int, ...], name: str) -> None:
+    """transformers and timm round the inner channels, a quarter of these, to multiples of 8."""
+    if any(width % 32 for width in widths):
+        raise InputError(f"{name}={list(widths)} are not all divisible by 32, as BiT in torch has")
+
+
 def write_config(model: Mapping[str, Any]) -> dict[str, Any]:
     """The config of transformers for a model's block, apart from classes and channels."""
     blocks, widths = list(model["blocks"]), list(model["widths"])
     if model["target"] == BIT:
+        _check_widths(tuple(widths), "model.widths")
         return {
             "depths": blocks,
             "hidden_sizes": widths,
@@ -135,8 +157,50 @@ def write_config(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def google_bit_leaves(model: Mapping[str, Any]) -> tuple[Leaf, ...]:
-    """The table of Google's BiT files, which keep kernels as we do."""
+def timm_leaves(model: Mapping[str, Any]) -> tuple[Leaf, ...]:
+    """The table of timm's `resnetv2_*_bit` and `convnext_*`."""
+    is_bit = model["target"] == BIT
+    leaves = _conv("root", "stem.conv") if is_bit else _conv("stem", "stem.0", True)
+    leaves += [] if is_bit else norm_leaves("stem_norm", "stem.1", True)
+    for stage, count in enumerate(model["blocks"]):
+        if stage and not is_bit:
+            ours, theirs = f"stage{stage + 1}/down", f"stages.{stage}.downsample"
+            leaves += norm_leaves(f"{ours}_norm", f"{theirs}.0", True)
+            leaves += _conv(ours, f"{theirs}.1", True)
+        for unit in range(count):
+            ours, theirs = f"stage{stage + 1}/unit{unit + 1}", f"stages.{stage}.blocks.{unit}"
+            if is_bit:
+                for part in (1, 2, 3):
+                    leaves += norm_leaves(f"{ours}/norm{part}", f"{theirs}.norm{part}", True)
+                    leaves += _conv(f"{ours}/conv{part}", f"{theirs}.conv{part}")
+                leaves += _conv(f"{ours}/shortcut", f"{theirs}.downsample.conv") if not unit else []
+                continue
+            leaves += _conv(f"{ours}/depthwise", f"{theirs}.conv_dw", True)
+            leaves += norm_leaves(f"{ours}/norm", f"{theirs}.norm", True)
+            leaves += dense_leaves(f"{ours}/up", f"{theirs}.mlp.fc1")
+            leaves += dense_leaves(f"{ours}/down", f"{theirs}.mlp.fc2")
+            if model["layer_scale"] is not None:
+                leaves.append(Leaf(f"{ours}/layer_scale", f"{theirs}.gamma"))
+    leaves += norm_leaves("norm", "norm" if is_bit else "head.norm", True)
+    if model["num_classes"] and is_bit:
+        leaves.append(Leaf("head/kernel", "head.fc.weight", "f d 1 1 -> d f"))
+        leaves.append(Leaf("head/bias", "head.fc.bias"))
+    elif model["num_classes"]:
+        leaves += dense_leaves("head", "head.fc")
+    return tuple(leaves)
+
+
+def _numberless(name: str) -> str:
+    """A name of a BiT file without the number that some published files have in it."""
+    return re.sub(r"standardized_conv2d_\d+/", "standardized_conv2d/", name)
+
+
+def google_bit_leaves(model: Mapping[str, Any], names: Iterable[str] = ()) -> tuple[Leaf, ...]:
+    """The table of Google's BiT files, which keep kernels as we do.
+
+    Args:
+      names: of the file's arrays; some files number their convolutions.
+    """
     conv, norm = "standardized_conv2d/kernel", "group_norm"
 
     def scale_and_bias(ours: str, theirs: str) -> list[Leaf]:
@@ -155,11 +219,15 @@ def google_bit_leaves(model: Mapping[str, Any]) -> tuple[Leaf, ...]:
     if model["num_classes"]:
         leaves.append(Leaf("head/kernel", "resnet/head/conv2d/kernel", "1 1 d f -> d f"))
         leaves.append(Leaf("head/bias", "resnet/head/conv2d/bias"))
-    return tuple(leaves)
+    there = {_numberless(name): name for name in names}
+    return tuple(
+        dataclasses.replace(leaf, theirs=there.get(leaf.names[0], leaf.names[0])) for leaf in leaves
+    )
 
 
 def read_google_bit(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The model's block for Google's BiT file: all of it is in the shapes."""
+    shapes = {_numberless(name): shape for name, shape in shapes.items()}
     blocks, widths = [], []
     conv = "standardized_conv2d/kernel"
     while f"resnet/block{len(blocks) + 1}/unit01/a/{conv}" in shapes:

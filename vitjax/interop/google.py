@@ -36,7 +36,7 @@ FIXED = {"activation": "gelu_tanh", "eps": 1e-6}
 
 UNIT = re.compile(r"block(\d+)/unit(\d+)/conv1/kernel$")
 USAGE = "import numpy\n\nweights = numpy.load('FILE')"
-BIT_ROOT = "resnet/root_block/standardized_conv2d/kernel"
+BIT_ROOT = re.compile(r"resnet/root_block/standardized_conv2d(_\d+)?/kernel")
 
 
 def _prefix(source: Source) -> str:
@@ -44,8 +44,31 @@ def _prefix(source: Source) -> str:
     return "img/" if any(n.startswith("img/embedding/") for n in source.shapes) else ""
 
 
+def _is_bit(source: Source) -> bool:
+    return any(BIT_ROOT.fullmatch(name) for name in source.shapes)
+
+
+def _describe_bit(source: Source) -> Described:
+    model = conv_layouts.read_google_bit(source.shapes)
+    (root,) = (shape for name, shape in source.shapes.items() if BIT_ROOT.fullmatch(name))
+    config = source.config if source.config.get("vitjax") else {}
+    preprocess = config.get("preprocess")
+    assumed = () if preprocess else (ASSUMED,)
+    preprocess = preprocess or {"image_size": 224, "channels": root[2]} | CONVENTION
+    names = config.get("class_names")
+    return Described(
+        family="bit",
+        model=model,
+        preprocess=preprocess,
+        leaves=conv_layouts.google_bit_leaves(model, source.shapes),
+        assumed=assumed,
+        class_names=tuple(names) if names else None,
+        loss_type=config.get("loss_type"),
+    )
+
+
 def recognise(source: Source) -> bool:
-    return f"{_prefix(source)}embedding/kernel" in source.shapes or BIT_ROOT in source.shapes
+    return f"{_prefix(source)}embedding/kernel" in source.shapes or _is_bit(source)
 
 
 def _layer_names(style: str) -> tuple[str, ...]:
@@ -144,16 +167,8 @@ def describe(source: Source, given: Mapping[str, Any] | None = None) -> Describe
       InputError: a position table that is no square grid.
     """
     del given
-    if BIT_ROOT in source.shapes:
-        model = conv_layouts.read_google_bit(source.shapes)
-        preprocess = {"image_size": 224, "channels": 3} | CONVENTION
-        return Described(
-            family="bit",
-            model=model,
-            preprocess=source.config.get("preprocess") or preprocess,
-            leaves=conv_layouts.google_bit_leaves(model),
-            assumed=() if source.config.get("preprocess") else (ASSUMED,),
-        )
+    if _is_bit(source):
+        return _describe_bit(source)
     where, prefix = str(source.path), _prefix(source)
     inner = {n.removeprefix(prefix): s for n, s in source.shapes.items() if n.startswith(prefix)}
     is_stacked = any(name.startswith(STACKED) for name in inner)

@@ -32,7 +32,7 @@ def describe(source: Source) -> Described:
         family=config["model_type"],
         model=model,
         preprocess=preprocess,
-        leaves=hf_leaves(model),
+        leaves=hf_leaves(model, source.shapes),
         assumed=tuple(assumed),
         extra={"config": dict(config)},
     )

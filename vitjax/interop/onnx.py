@@ -123,7 +123,8 @@ def write_onnx(
     """Writes a function of images, with its weights, as ONNX.
 
     The model takes "images", float32 `[batch, Y, X, C]` for any batch from 1, already normalised,
-    and gives one float32 array. Beside the parameters, no memory of their size is needed.
+    and gives one float32 array. Beside the parameters, memory is only needed for what is computed
+    from them once and for all, such as standardised kernels.
 
     Args:
       path: replaced if there is one.

@@ -227,7 +227,10 @@ def _fold(eqn: Any, values: Sequence[Value]) -> list[Value] | None:
 
 def _scan(graph: Graph, rules: Mapping[str, Rule], eqn: Any, values: list[Value]) -> list[Value]:
     p = eqn.params
-    num_consts, num_carry = p["num_consts"], p["num_carry"]
+    if "num_consts" in p:
+        num_consts, num_carry = p["num_consts"], p["num_carry"]
+    else:  # from jax 0.12 on
+        num_consts, num_carry = (len(part) for part in p["ft_in"].unpack()[:2])
     fixed, carry = values[:num_consts], values[num_consts : num_consts + num_carry]
     stacked = values[num_consts + num_carry :]
     in_vars = eqn.invars[num_consts + num_carry :]

@@ -52,6 +52,10 @@ def _erfc(graph: Graph, eqn: Any, x: Value) -> Value:
     return _apply(graph, "Sub", _scalar(x, 1), _apply(graph, "Erf", x))
 
 
+def _expm1(graph: Graph, eqn: Any, x: Value) -> Value:
+    return _apply(graph, "Sub", _apply(graph, "Exp", x), _scalar(x, 1))
+
+
 def _log1p(graph: Graph, eqn: Any, x: Value) -> Value:
     return _apply(graph, "Log", _apply(graph, "Add", x, _scalar(x, 1)))
 
@@ -145,6 +149,17 @@ def _split(graph: Graph, eqn: Any, x: Value) -> list[Value]:
     return out
 
 
+def _unstack(graph: Graph, eqn: Any, x: Value) -> list[Value]:
+    axis, found = eqn.params["axis"], []
+    x = graph.whole(x, eqn.invars[0].aval.shape)
+    for index, var in enumerate(eqn.outvars):
+        starts, limits = [0] * len(x.shape), list(x.shape)
+        starts[axis], limits[axis] = index, index + 1
+        one = graph.slice(x, starts, limits, [1] * len(starts))
+        found.append(graph.reshape(one, var.aval.shape))
+    return found
+
+
 def _concatenate(graph: Graph, eqn: Any, *values: Value) -> Value:
     parts = [graph.whole(v, var.aval.shape) for v, var in zip(values, eqn.invars, strict=True)]
     out, axis = eqn.outvars[0].aval, eqn.params["dimension"]
@@ -167,25 +182,43 @@ def _iota(graph: Graph, eqn: Any) -> Value:
     return constant(numbers.reshape([-1 if i == dim else 1 for i in range(len(shape))]))
 
 
-def _gather(graph: Graph, eqn: Any, x: Value, indices: Value) -> Value:
+def _fixed_columns(graph: Graph, eqn: Any, x: Value, table: np.ndarray) -> tuple[Value, list[int]]:
+    """Slices along the dimensions in which every index is the same, and says which are left."""
     dims, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
-    axis = dims.collapsed_slice_dims[0] if dims.collapsed_slice_dims else 0
-    index_shape = eqn.invars[1].aval.shape
-    rank = len(index_shape) - 1
-    whole = tuple(1 if i == axis else d for i, d in enumerate(shape))
-    kept = tuple(i for i in range(len(shape) - 1 + rank) if not axis <= i < axis + rank)
-    _need(
-        tuple(dims.collapsed_slice_dims) == tuple(dims.start_index_map) == (axis,)
-        and not dims.operand_batching_dims
-        and tuple(eqn.params["slice_sizes"]) == whole
-        and tuple(dims.offset_dims) == kept,
-        eqn,
-        "anything but indices along one dimension",
-    )
-    out = eqn.outvars[0].aval
-    flat = graph.reshape(graph.whole(indices, index_shape), index_shape[:-1])
-    x = graph.whole(x, shape)
-    return graph.node("Gather", x, flat, shape=out.shape, dtype=out.dtype, axis=axis)
+    starts, left = [0] * len(shape), []
+    for column, dim in enumerate(dims.start_index_map):
+        if len(table) > 1 and (dim in dims.collapsed_slice_dims or np.ptp(table[:, column])):
+            left.append(dim)
+        else:
+            starts[dim] = int(table[0, column])
+    limits = [
+        d if i in left else first + size
+        for i, (d, first, size) in enumerate(
+            zip(shape, starts, eqn.params["slice_sizes"], strict=True)
+        )
+    ]
+    return graph.slice(graph.whole(x, shape), starts, limits, [1] * len(shape)), left
+
+
+def _gather(graph: Graph, eqn: Any, x: Value, indices: Value) -> Value:
+    """What static indexing becomes: one slice, or indices along one dimension."""
+    dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    index_shape, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval
+    _need(not dims.operand_batching_dims, eqn, "batched indices")
+    _need(indices.array is not None, eqn, "indices that depend on the images")
+    table = graph.whole(indices, index_shape).array
+    assert table is not None
+    rows = table.reshape(-1, index_shape[-1])
+    x, left = _fixed_columns(graph, eqn, x, rows)
+    if not left:
+        return graph.reshape(x, out.shape)
+    (axis, *more), rank = left, len(index_shape) - 1
+    kept = tuple(i for i in range(len(out.shape)) if not axis <= i < axis + rank)
+    is_simple = tuple(dims.collapsed_slice_dims) == (axis,) and tuple(dims.offset_dims) == kept
+    _need(not more and is_simple and sizes[axis] == 1, eqn, "indices along several dimensions")
+    along = rows[:, dims.start_index_map.index(axis)].reshape(index_shape[:-1])
+    chosen = constant(along.astype(np.int64), "indices")
+    return graph.node("Gather", x, chosen, shape=out.shape, dtype=out.dtype, axis=axis)
 
 
 def _reduce(op: str) -> Rule:
@@ -267,6 +300,7 @@ RULES: dict[str, Rule] = {
     "dot_general": _dot_general,
     "dynamic_slice": _dynamic_slice,
     "erfc": _erfc,
+    "expm1": _expm1,
     "gather": _gather,
     "integer_pow": _integer_pow,
     "iota": _iota,
@@ -280,6 +314,7 @@ RULES: dict[str, Rule] = {
     "select_n": _select,
     "slice": _slice,
     "split": _split,
+    "unstack": _unstack,
     "square": _square,
     "squeeze": _squeeze,
     "transpose": _transpose,

@@ -9,23 +9,24 @@ from typing import Any
 import numpy as np
 
 from vitjax.errors import InputError
-from vitjax.interop import timm
 from vitjax.interop.contents import Described, Source, count_blocks, find_heads, full_model
 from vitjax.interop.export_plan import Exported, ExportPlan
 from vitjax.interop.processors import IMAGENET
+from vitjax.interop.timm_names import is_dino, names
 from vitjax.interop.torch_names import vit_leaves
 
 NAME = "dinov2"
 UNUSED = (
     (r"(dino|ibot)_head\..*|head\..*", "the head of pretraining"),
     (r"rope_embed\.periods|.*bias_mask", "computed from the options"),
+    (r"local_cls_norm\..*", "the norm of small crops in pretraining"),
 )
 
 
 def recognise(source: Source) -> bool:
     s = source.shapes
     has_parts = "patch_embed.proj.weight" in s and "blocks.0.attn.qkv.weight" in s
-    return has_parts and timm.is_dino(s)
+    return has_parts and is_dino(s)
 
 
 def describe(source: Source, given: Mapping[str, Any] | None = None) -> Described:
@@ -50,6 +51,8 @@ def describe(source: Source, given: Mapping[str, Any] | None = None) -> Describe
     }  # fmt: skip
     gate: Any = ""
     if is_v3:
+        if "rope_embed.periods" not in shapes:
+            raise InputError(f"{where} holds storage_tokens but no rope_embed.periods, as DINOv3's")
         quarter = shapes["rope_embed.periods"][0]  # a period for each axis and pair of numbers
         options |= {"num_heads": width // (4 * quarter), "positions": "rope"}
         periods = source.read("rope_embed.periods").astype(np.float64)
@@ -77,7 +80,7 @@ def describe(source: Source, given: Mapping[str, Any] | None = None) -> Describe
         size = side * patch
     model = full_model(options)
     table = dataclasses.replace(
-        timm.names(model), registers=registers, mask="mask_token", mask_pattern="1 d -> 1 d",
+        names(model), registers=registers, mask="mask_token", mask_pattern="1 d -> 1 d",
         gate=gate, down=down,
     )  # fmt: skip
 

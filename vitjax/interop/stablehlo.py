@@ -34,6 +34,8 @@ from vitjax.errors import InputError
 log = logging.getLogger("vitjax")
 PyTree = Any
 PLATFORMS = ("cpu", "cuda", "tpu")
+# What a FlatBuffer may be. JAX read a ViT-H/14 of 2.4 GiB back and ran it on a CPU; whether the
+# compilers of GPUs and TPUs take such a program has not been tried.
 MAX_BYTES = 2**31 - 2**24
 ELEMENTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 FIRST_MARKER = 0x5A5B  # read as a number: large and odd, so no model has it among its constants
@@ -194,11 +196,12 @@ def write_stablehlo(
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
 
-    def program(leaves: list[Array], images: Array) -> Array:
+    def program(leaves: list[Any], images: Array) -> Array:
         return function(jax.tree.unflatten(tree, leaves), images).astype(jnp.float32)
 
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    used = jax.export.export(jax.jit(program))(shapes, images).module_kept_var_idx
+    one = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)  # for any batch, JAX keeps them all
+    used = jax.export.export(jax.jit(program))(shapes, one).module_kept_var_idx
     used = [index for index in used if index < len(leaves)]
 
     def with_markers(images: Array) -> Array:

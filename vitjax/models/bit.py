@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vitjax.errors import InputError, suggest
 from vitjax.models import layers
-from vitjax.models.conv import Conv, GroupNorm, max_pool, outputs
+from vitjax.models.conv import Conv, GroupNorm, check_images, max_pool, outputs
 from vitjax.models.functional import Model
 from vitjax.parallel import Precision, constrain
 
@@ -33,13 +33,16 @@ class Plan:
     channels: int
     num_classes: int
 
-    def units(self) -> list[tuple[str, int, int, int]]:
-        """Path, channels in, channels out and stride of every residual unit, in order."""
+    def units(self) -> list[tuple[str, int, int, int, bool]]:
+        """Path, channels in and out, stride, and whether it is a stage's first unit, in order.
+
+        First units have a convolution in their shortcut, even where it would not need one.
+        """
         found, channels = [], self.root
         for stage, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
             for unit in range(1, count + 1):
                 stride = 2 if stage > 1 and unit == 1 else 1
-                found.append((f"stage{stage}/unit{unit}", channels, width, stride))
+                found.append((f"stage{stage}/unit{unit}", channels, width, stride, unit == 1))
                 channels = width
         return found
 
@@ -47,11 +50,12 @@ class Plan:
 class Unit(nnx.Module):
     """A bottleneck with its norms first (He et al. 2016, arXiv 1603.05027)."""
 
-    def __init__(self, channels: int, width: int, stride: int, groups: int, precision, rngs):
+    def __init__(
+        self, channels: int, width: int, stride: int, is_first: bool, groups: int, precision, rngs
+    ):
         inner = width // 4
         make: dict[str, Any] = {"precision": precision, "rngs": rngs, "standardisation": "variance"}
         norm: dict[str, Any] = {"precision": precision, "eps": EPS, "groups": groups}
-        is_first = channels != width or stride != 1
         self.norm1 = GroupNorm(channels, **norm)
         self.shortcut = Conv(channels, width, 1, stride=stride, **make) if is_first else None
         self.conv1 = Conv(channels, inner, 1, **make)
@@ -79,11 +83,11 @@ class BiT(nnx.Module):
         self.root = Conv(
             plan.channels, plan.root, 7, stride=2, padding=3, standardisation="variance", **make
         )
-        for path, channels, width, stride in plan.units():
+        for path, channels, width, stride, is_first in plan.units():
             stage, unit = path.split("/")
             if not hasattr(self, stage):
                 setattr(self, stage, Stage())
-            made = Unit(channels, width, stride, plan.groups, precision, rngs)
+            made = Unit(channels, width, stride, is_first, plan.groups, precision, rngs)
             setattr(getattr(self, stage), unit, made)
         width = plan.widths[-1]
         self.norm = GroupNorm(width, precision=precision, eps=EPS, groups=plan.groups)
@@ -108,6 +112,7 @@ class BiT(nnx.Module):
         of the root and of every stage.
         """
         del key
+        check_images(images, self.plan.channels, smallest=1)
         x = self.root(images)
         x = max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), "VALID")
         seen = [x]
@@ -126,10 +131,10 @@ class BiT(nnx.Module):
 def count_params(plan: Plan) -> int:
     """Parameters of the network, exactly."""
     total = 49 * plan.channels * plan.root
-    for _, channels, width, stride in plan.units():
+    for _, channels, width, _, is_first in plan.units():
         inner = width // 4
         total += channels * inner + 9 * inner * inner + inner * width + 2 * (channels + 2 * inner)
-        total += channels * width if channels != width or stride != 1 else 0
+        total += channels * width * is_first
     return total + 2 * plan.widths[-1] + (plan.widths[-1] + 1) * plan.num_classes
 
 
@@ -138,11 +143,11 @@ def count_flops(plan: Plan, image_size: int) -> int:
     side = (image_size + 1) // 2
     macs = 49 * plan.channels * plan.root * side * side
     side = (side - 1) // 2 + 1
-    for _, channels, width, stride in plan.units():
+    for _, channels, width, stride, is_first in plan.units():
         inner, before = width // 4, side
         side = (side - 1) // stride + 1
         macs += channels * inner * before**2 + (9 * inner * inner + inner * width) * side**2
-        macs += channels * width * side**2 if channels != width or stride != 1 else 0
+        macs += channels * width * side**2 * is_first
     return 2 * (macs + plan.widths[-1] * plan.num_classes)
 
 
@@ -179,6 +184,8 @@ def bit(
     root = root_width or 64 * width_factor
     if len(widths) != len(blocks) or min((*blocks, *widths, num_classes + 1)) < 1:
         raise InputError(f"model.blocks={blocks} and model.widths={widths} make no network")
+    if groups < 1:
+        raise InputError(f"model.groups must be at least 1, got {groups}")
     if any(width % (4 * groups) for width in widths) or root % groups:
         raise InputError(
             f"model.groups={groups} must divide the root's {root} channels and a quarter of "

@@ -3,15 +3,18 @@
 Array letters: B batch, Y X image, C channels, O channels out.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitjax.errors import InputError
 from vitjax.models import layers
 from vitjax.parallel import Precision
 
-# How a kernel is standardised: what is added where to the deviation (None: not at all).
+# How a kernel is standardised: what is added where to the deviation ("none": not at all).
 STANDARDISATIONS = ("none", "variance", "deviation")
 
 
@@ -29,6 +32,53 @@ def standardise(kernel: Float[Array, "Y X C O"], how: str) -> Float[Array, "Y X 
     if how == "variance":
         return centred * jax.lax.rsqrt(variance + 1e-8)
     return centred / (jnp.sqrt(variance) + 1e-5)
+
+
+def _convolve(x: Array, kernel: Array, stride: int, padding, groups: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )  # fmt: skip
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _wide(x, kernel, stride, padding, groups, precision):
+    return _convolve(x, precision.compute_cast(kernel), stride, padding, groups)
+
+
+def _wide_forward(x, kernel, stride, padding, groups, precision):
+    return _wide(x, kernel, stride, padding, groups, precision), (x, kernel)
+
+
+def _wide_backward(stride, padding, groups, precision, saved, grad):
+    x, kernel = saved
+    narrow = precision.compute_cast(kernel)
+    (d_x,) = jax.vjp(lambda v: _convolve(v, narrow, stride, padding, groups), x)[1](grad)
+    wide = [v.astype(precision.gradients) for v in (x, kernel, grad)]
+    pull = jax.vjp(lambda k: _convolve(wide[0], k, stride, padding, groups), wide[1])[1]
+    (d_kernel,) = pull(wide[2])
+    return d_x, d_kernel.astype(kernel.dtype)
+
+
+_wide.defvjp(_wide_forward, _wide_backward)
+
+
+def convolve(
+    x: Float[Array, "B Y X C"],
+    kernel: Float[Array, "H W I O"],
+    stride: int,
+    padding: str | tuple[tuple[int, int], ...],
+    groups: int,
+    precision: Precision,
+) -> Float[Array, "B Y2 X2 O"]:
+    """Convolves in the type of compute; the kernel's gradient has the type of gradients.
+
+    Where that is the wider one, the kernel's gradient is computed in it whole, which costs time.
+    """
+    x = precision.compute_cast(x)
+    if precision.gradients == precision.compute:
+        return _convolve(x, precision.compute_cast(kernel), stride, padding, groups)
+    return _wide(x, kernel, stride, padding, groups, precision)
 
 
 class Conv(nnx.Module):
@@ -67,10 +117,7 @@ class Conv(nnx.Module):
         kernel = self.kernel[...]
         if self.standardisation != "none":
             kernel = standardise(p.full_cast(kernel), self.standardisation)
-        y = jax.lax.conv_general_dilated(
-            p.compute_cast(x), p.compute_cast(kernel), (self.stride, self.stride), self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=self.groups,
-        )  # fmt: skip
+        y = convolve(x, kernel, self.stride, self.padding, self.groups, p)
         return y if self.bias is None else y + p.compute_cast(self.bias[...])[None, None, None]
 
 
@@ -95,6 +142,17 @@ class GroupNorm(nnx.Module):
 def max_pool(x: Float[Array, "B Y X C"], padding: str) -> Float[Array, "B Y2 X2 C"]:
     """3 x 3, stride 2."""
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+def check_images(images: Float[Array, "B Y X C"], channels: int, smallest: int) -> None:
+    """Raises InputError for images that the network does not take."""
+    if images.shape[3] != channels:
+        raise InputError(f"the model takes images of {channels} channels, got {images.shape[3]}")
+    if min(images.shape[1:3]) < smallest:
+        raise InputError(
+            f"images of {images.shape[1]} x {images.shape[2]} pixels are too small; "
+            f"at least {smallest} along each side are needed"
+        )
 
 
 def outputs(

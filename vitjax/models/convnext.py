@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from vitjax.errors import InputError, suggest
 from vitjax.models import layers
 from vitjax.models.bit import Stage
-from vitjax.models.conv import Conv, outputs
+from vitjax.models.conv import Conv, check_images, outputs
 from vitjax.models.functional import Model
 from vitjax.parallel import Precision, constrain
 
@@ -114,6 +114,8 @@ class ConvNeXt(nnx.Module):
 
         `intermediates` adds `stages`: the output of the stem and of every stage.
         """
+        stride = self.plan.patch_size * 2 ** (len(self.plan.blocks) - 1)
+        check_images(images, self.plan.channels, smallest=stride)
         x = self.stem_norm(self.stem(images))
         seen, index, total = [x], 0, sum(self.plan.blocks)
         for number, count in enumerate(self.plan.blocks, 1):
@@ -198,6 +200,8 @@ def convnext(
         )
     if not 0 <= drop_path_rate < 1:
         raise InputError(f"model.drop_path_rate must be in [0, 1), got {drop_path_rate}")
+    if layer_scale is not None and layer_scale <= 0:
+        raise InputError(f"model.layer_scale must be positive or None, got {layer_scale}")
     stride = patch_size * 2 ** (len(blocks) - 1)
     if image_size < stride:
         raise InputError(f"image size {image_size} is below the network's stride of {stride}")

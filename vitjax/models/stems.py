@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -35,7 +36,7 @@ def conv_widths(patch_size: int, width: int) -> list[int]:
 def check_stem(stem: str, patch_size: int, width: int, blocks: tuple[int, ...]) -> None:
     """Raises InputError for a stem that does not fit the patch size or the width."""
     stride = stride_of(stem, patch_size, blocks)
-    if stem == "conv" and (patch_size < 4 or 2 ** int(math.log2(patch_size)) != patch_size):
+    if stem == "conv" and patch_size not in (4, 8, 16, 32):
         raise InputError(
             f'model.stem="conv" needs a patch size of 4, 8, 16 or 32, got {patch_size}'
         )
@@ -90,6 +91,7 @@ class Unit(nnx.Module):
         self.norm2 = GroupNorm(inner, **norm)
         self.conv3 = Conv(inner, width, 1, **make)
         self.norm3 = GroupNorm(width, **norm)
+        self.norm3.scale[...] = jnp.zeros_like(self.norm3.scale[...])  # a unit starts as a shortcut
 
     def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "..."]:
         shortcut = x
