@@ -144,11 +144,17 @@ def test_dinov3(gated, garbage, tmp_path):
         found[f"blocks.{i}.attn.qkv.bias_mask"] = mask
     head = 16
     found["rope_embed.periods"] = 100.0 ** (2 * torch.arange(head // 4) / (head // 2))
+    found["local_cls_norm.weight"] = torch.ones(32)  # in the 7B's file, for small crops alone
     torch.save(found, tmp_path / "dinov3.pth")
     ours = vitjax.load(tmp_path / "dinov3.pth")
+    assert "the norm of small crops in pretraining" in ours.report.unused.values()
     assert ours.config["num_heads"] == 2 and ours.config["rope_theta"] == 100.0
     wanted = run(theirs).last_hidden_state.numpy()
     np.testing.assert_allclose(ours.tokens(images(), preprocessed=True), wanted, atol=1e-4)
+    del found["rope_embed.periods"]
+    torch.save(found, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"storage_tokens but no rope_embed\.periods"):
+        vitjax.load(tmp_path / "other.pth")
 
 
 def clip(state):

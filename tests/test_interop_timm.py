@@ -1,5 +1,6 @@
 """timm's models: read, compared block by block, written back, and loaded there again."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -134,44 +135,40 @@ NATIVE = {
 
 def test_timm_loads_what_is_exported(made, native, images, tmp_path):
     """What came from timm, and what is ours alone: the same logits there."""
-    folders = {}
-    for name in MODELS:
-        folders[name] = vitjax.load(made[name])
-    for name, options in NATIVE.items():
-        folders[f"ours: {name}"] = native(size=20, **options)
-    cases = []
-    for number, vision in enumerate(folders.values()):
-        vision.save(tmp_path / str(number), format="timm")
-        cases.append({"folder": str(tmp_path / str(number))})
-    run_peer("load", cases, images)
-    for number, (name, vision) in enumerate(folders.items()):
-        with np.load(tmp_path / f"{number}.npz") as found, np.load(images) as given:
-            has_head = vision.config["num_classes"]
-            wanted = (vision.logits if has_head else vision.embed)(
-                given["native"], preprocessed=True
-            )
-            np.testing.assert_allclose(
-                found["native/logits"], wanted, rtol=1e-4, atol=1e-4, err_msg=name
-            )
+    visions = {name: vitjax.load(made[name]) for name in MODELS}
+    visions |= {f"ours: {name}": native(size=20, **options) for name, options in NATIVE.items()}
+    folders = {name: tmp_path / str(number) for number, name in enumerate(visions)}
+    for name, vision in visions.items():
+        vision.save(folders[name], format="timm")
+    run_peer("load", [{"folder": str(folder)} for folder in folders.values()], images)
+    given = np.load(images)["native"]
+    for name, vision in visions.items():
+        if name in MODELS:
+            wanted = np.load(f"{made[name]}.npz")["native/logits"]
+        else:
+            function = vision.logits if vision.config["num_classes"] else vision.embed
+            wanted = function(given, preprocessed=True)
+        found = np.load(f"{folders[name]}.npz")["native/logits"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_timm_prepares_images_as_we_do(native, images, tmp_path):
-    mine = Preprocess(20, 3, resize="shorter_side", crop_fraction=0.875, interpolation="bicubic",
-                      mean=(0.25, 0.5, 0.75), std=(0.5, 0.25, 0.125))  # fmt: skip
-    vision = native(size=20)
-    contract = vision.contract | {"preprocess": mine.__dict__}
+    vision, contracts = native(size=20), {}
     for resize, crop in (("shorter_side", 0.875), ("squash", 1.0)):
-        changes = {"resize": resize, "crop_fraction": crop}
-        contract["preprocess"] = contract["preprocess"] | changes
+        contracts[resize] = mine = Preprocess(
+            20, 3, resize=resize, crop_fraction=crop, interpolation="bicubic",
+            mean=(0.25, 0.5, 0.75), std=(0.5, 0.25, 0.125),
+        )  # fmt: skip
+        changed = vision.contract | {"preprocess": dataclasses.asdict(mine)}
         folder = tmp_path / resize
-        VisionModel(vision.model, vision.params, contract).save(folder, format="timm")
-        assert vitjax.load(folder).preprocess == Preprocess(**contract["preprocess"])
-        run_peer("load", [{"folder": str(folder)}], images)
-        data = json.loads(Path(f"{folder}.json").read_text())
-        assert data == {
-            "input_size": [3, 20, 20], "mean": [0.25, 0.5, 0.75], "std": [0.5, 0.25, 0.125],
-            "interpolation": "bicubic", "crop_pct": crop,
-            "crop_mode": {"squash": "squash", "shorter_side": "center"}[resize],
+        VisionModel(vision.model, vision.params, changed).save(folder, format="timm")
+        assert vitjax.load(folder).preprocess == mine
+    run_peer("load", [{"folder": str(tmp_path / resize)} for resize in contracts], images)
+    for resize, mine in contracts.items():
+        assert json.loads((tmp_path / f"{resize}.json").read_text()) == {
+            "input_size": [3, 20, 20], "mean": list(mine.mean), "std": list(mine.std),
+            "interpolation": "bicubic", "crop_pct": mine.crop_fraction,
+            "crop_mode": "squash" if resize == "squash" else "center",
         }  # fmt: skip
 
 
