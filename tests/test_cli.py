@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import vitjax
-from vitjax import checkpoint, cli, train
+from vitjax import cli, train
+from vitjax.checkpoints import steps
 from vitjax.data.sources.arrays import Digits
 from vitjax.errors import InputError
 
@@ -192,7 +193,7 @@ def test_loading_nothing_says_so(tmp_path):
         vitjax.load(tmp_path)
     (tmp_path / "7").mkdir()  # an empty step folder is no step
     with pytest.raises(InputError, match="no finished step"):
-        checkpoint.find_step(tmp_path)
+        steps.find_step(tmp_path)
 
 
 def test_cifar_from_a_zip_through_the_shipped_config(test_data, tmp_path, make_config):

@@ -123,7 +123,7 @@ def test_every_intermediate_can_be_returned():
     assert out["patches"].shape == (2, 17, 32)
     assert out["blocks"]["attention_weights"].shape == (3, 2, 4, 17, 17)
     assert {
-        k: v.shape for k, v in out["blocks"].items() if k != "attention_weights"
+        k: v.shape for k, v in out["blocks"].items() if k not in ("attention_weights", "max_logit")
     } == dict.fromkeys(("norm1", "attention", "mlp", "output"), (3, 2, 17, 32))
 
 

@@ -12,8 +12,9 @@ import time
 import jax
 import pytest
 
-from vitjax import checkpoint, cli, parallel
+from vitjax import cli, parallel
 from vitjax import train as train_lib
+from vitjax.checkpoints import store
 from vitjax.config import override
 from vitjax.errors import InputError, NonFiniteError, Preempted
 from vitjax.sweep import attempts, run, worker
@@ -66,7 +67,7 @@ def fit_cells(plan):
 
 def prints(run_folder, step):
     """Fingerprints of parameters, optimizer and step."""
-    return checkpoint.read_contract(run_folder / "checkpoints" / str(step))["fingerprints"]
+    return store.read_contract(run_folder / "checkpoints" / str(step))["arrays"]
 
 
 def fake_training(monkeypatch, outcomes=None):
@@ -80,7 +81,8 @@ def fake_training(monkeypatch, outcomes=None):
         trained.append(folder.name)
         outcome = (outcomes or {}).get(folder.name)
         for step in config.checkpoint.at_steps:
-            (folder / "checkpoints" / str(step) / "contract").mkdir(parents=True, exist_ok=True)
+            (folder / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+            (folder / "checkpoints" / str(step) / store.FINISHED).touch()
         folder.mkdir(parents=True, exist_ok=True)
         environment = {"git_commit": "abc", "vitjax": "0.1.0", "device_kind": "cpu"}
         text = json.dumps({"config": {}, "environment": environment})
@@ -98,7 +100,8 @@ def test_a_half_made_fork_is_made_anew(plan, tmp_path):
     config, trunk, target = training_config(plan.sweep, branch), tmp_path / "t", tmp_path / "b"
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 3"):
         fork(trunk, 3, target, config)
-    (trunk / "checkpoints" / "3" / "contract").mkdir(parents=True)
+    (trunk / "checkpoints" / "3").mkdir(parents=True)
+    (trunk / "checkpoints" / "3" / store.FINISHED).touch()
     (trunk / "checkpoints" / "3" / "data").write_text("x")
     (tmp_path / "b.fork" / "checkpoints" / "3").mkdir(parents=True)
     fork(trunk, 3, target, config)

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from vitjax import checkpoint, experiment, parallel, warm_start
+from vitjax import experiment, parallel, warm_start
 from vitjax import train as train_lib
-from vitjax.errors import InputError, NonFiniteError, Preempted
+from vitjax.checkpoints import steps, store
+from vitjax.errors import InputError, Preempted
 from vitjax.telemetry import MetricWriter, read_metrics
 
 MESHES = {"8-1-1": (8, 1, 1), "1-8-1": (1, 8, 1), "2-2-2": (2, 2, 2), "1-4-2": (1, 4, 2)}
@@ -105,13 +106,16 @@ def test_a_run_leaves_what_the_interface_promises(tmp_path, make_config):
     assert summary["eval/test/accuracy"] == rows[-1]["eval/test/accuracy"]
     assert 0 < summary["goodput"] < 1 and summary["wall_seconds"] > 0
     events = [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").open()]
-    assert events == ["start", "compile", "first_step", "checkpoint", "checkpoint", "stop"]
+    assert [e for e in events if e not in ("saved", "progress")] == [
+        "start", "compile", "first_step", "checkpoint", "checkpoint", "stop",
+    ]  # fmt: skip
+    assert events.count("saved") == 2
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     log = (tmp_path / "train.log").read_text()
     for word in ("parameters", "GFLOP", "state:", "compiled", "step 8/8", "lr", "img/s", "ETA"):
         assert word in log
-    contract = checkpoint.read_contract(tmp_path / "checkpoints" / "8")
+    contract = store.read_contract(tmp_path / "checkpoints" / "8")
     assert contract["preprocess"]["image_size"] == 8
     assert contract["description"]["patch_size"] == 2
     assert contract["class_names"] == [str(i) for i in range(10)]
@@ -147,9 +151,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, make_co
 
 def assert_same_run(a, b, step):
     """Equal fingerprints of parameters, optimizer and average, equal metrics, each step once."""
-    prints = [
-        checkpoint.read_contract(d / "checkpoints" / str(step))["fingerprints"] for d in (a, b)
-    ]
+    prints = [store.read_contract(d / "checkpoints" / str(step))["arrays"] for d in (a, b)]
     assert prints[0] == prints[1]
     values = []
     for folder in (a, b):
@@ -174,47 +176,12 @@ def test_sigterm_saves_and_leaves_and_the_next_start_goes_on(tmp_path, monkeypat
     assert_same_run(tmp_path / "whole", tmp_path / "broken", 8)
 
 
-def test_a_non_finite_loss_names_the_step_and_keeps_the_checkpoint(
-    tmp_path, monkeypatch, make_config
-):
-    good = parallel.to_host
-
-    def spoilt(tree):
-        spoilt.calls += 1
-        values = good(tree)
-        return values | {"loss": np.float32("nan")} if spoilt.calls == 6 else values
-
-    spoilt.calls = 0
-    monkeypatch.setattr(parallel, "to_host", spoilt)
-    with pytest.raises(
-        NonFiniteError, match=r"step 6: loss nan.*the last good checkpoint is step 4"
-    ):
-        train_lib.train(make_config(), tmp_path)
-    monkeypatch.undo()
-    assert checkpoint.find_step(tmp_path).name == "4"
-
-
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path, make_config):
     config = make_config(checkpoint__keep_last=1, eval_every=2, checkpoint_every=2)
     config.checkpoint.metric = "eval/test/loss"
     config.checkpoint.mode = "max"  # the untrained model has the largest loss
     train_lib.train(config, tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "8"]
-
-
-def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path, make_config):
-    config = make_config(total_steps=4)
-    train_lib.train(config, tmp_path)
-    files = [p for p in (tmp_path / "checkpoints" / "4" / "ema").rglob("*") if p.is_file()]
-    largest = max(files, key=lambda p: p.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 4
-    largest.write_bytes(content)
-    # Either the storage's own checksum or the fingerprint says so.
-    with pytest.raises(
-        Exception, match=r"damaged|[Cc]orrupt|checksum|crc|DATA_LOSS|decompress|decod"
-    ):
-        checkpoint.read_params(tmp_path / "checkpoints" / "4")
 
 
 def test_fingerprints_see_values_and_places_but_no_sharding():
@@ -294,7 +261,7 @@ def test_init_takes_weights_and_refuses_those_of_another_model(tmp_path, make_co
     config.init.checkpoint = str(tmp_path / "a")
     exp = experiment.build(config)
     started = warm_start.load_init(exp, exp.fresh_state())
-    trained = checkpoint.read_params(tmp_path / "a" / "checkpoints" / "4")
+    _, _, trained = steps.open_newest(tmp_path / "a")
     jax.tree.map(np.testing.assert_array_equal, started.params, trained)
 
     config.model.width = 64
@@ -316,13 +283,16 @@ def test_a_half_written_line_is_cut_off_and_no_step_is_written_twice(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.add(1, {"train/loss": 1.0})
     writer.add(2, {"train/loss": 2.0})
-    writer.close()
+    writer.flush()
+    writer.add(3, {"train/loss": 3.0})
+    writer.close()  # the row of step 3 may not be whole: its step is run again
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "tra')
     writer = MetricWriter(tmp_path)
     for step in (2, 3):
         writer.add(step, {"train/loss": 9.0})
     writer.add(3, {"eval/x": 1.0})
+    writer.flush()
     writer.close()
     rows = read_metrics(tmp_path)
     assert [(r["step"], r["train/loss"]) for r in rows] == [(1, 1.0), (2, 2.0), (3, 9.0)]

@@ -11,6 +11,7 @@ from vitjax.errors import (
     InputError,
     NonFiniteError,
     Preempted,
+    SaveError,
     suggest,
 )
 
@@ -23,6 +24,8 @@ VERBS = {
     "scaling": ("vitjax.scaling.verb", "fit laws, test them, and say what to train next"),
     "import": ("vitjax.interop.import_verb", "read weights of another library"),
     "export": ("vitjax.interop.export_verb", "write weights for another library or a runtime"),
+    "runs": ("vitjax.runs", "a table of runs: state, step, metric, speed, goodput"),
+    "checkpoints": ("vitjax.checkpoints.verb", "list, verify, compare and remove saved steps"),
     "predict": ("vitjax.predict", "classify a folder or a file of images into a CSV"),
 }
 
@@ -79,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"vitjax: {error}", file=sys.stderr)
         return WRONG_INPUT
-    except (NonFiniteError, DamagedCheckpointError) as error:
+    except (NonFiniteError, DamagedCheckpointError, SaveError) as error:
         print(f"vitjax: {error}", file=sys.stderr)
         return FAILED
     except Preempted as error:

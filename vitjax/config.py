@@ -127,12 +127,27 @@ def base_config() -> Config:
                 "drop": (),  # patterns of the checkpoint's arrays that may be left over
             },
             "checkpoint": {
+                "every_minutes": None,  # beside checkpoint_every; looked at when a step is logged
                 "keep_last": 2,
                 "keep_best": 1,
                 "metric": None,  # such as "eval/test/accuracy"; None: no best
                 "mode": "max",
                 "at_steps": (),  # saved at these steps and never removed
+                "at_powers_of": None,  # likewise at 1 and all powers of this number
+                "max_failed_saves": 3,  # in a row; the run ends at the next
                 "preempt_exit_code": 75,
+            },
+            "faults": {
+                "policy": "stop",  # at a loss that is no number or jumps; or "skip", "rollback"
+                "spike_factor": None,  # a loss above so many times its running mean is a jump
+                "max_faults": 10,  # of a launch; the run stops at the next
+                "watchdog_seconds": 1800.0,  # without a sign of life; 0: never
+                "heartbeat_seconds": 100,  # until a silent process is taken for dead
+            },
+            "monitor": {
+                "layer_norms": False,  # of gradients, parameters and updates, by layer
+                "attention_logits": False,  # the largest by layer, at every logged step
+                "attention_alarm": 100.0,  # an event when one is above this, or has doubled since
             },
         }
     )

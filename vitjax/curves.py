@@ -1,5 +1,7 @@
 """curves.png: what a run has done so far, for people."""
 
+import contextlib
+import threading
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +23,7 @@ def _smooth(values: list[float]) -> list[float]:
     return out
 
 
-def draw_curves(workdir: Path) -> None:
+def _draw(workdir: Path) -> None:
     """Draws metrics.jsonl as curves.png: losses, accuracies, learning rate."""
     rows = read_metrics(workdir)
     series: dict[str, tuple[list[float], list[float]]] = {}
@@ -64,3 +66,30 @@ def draw_curves(workdir: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(workdir / "curves.png", dpi=130)
+
+
+class Curves:
+    """Draws metrics.jsonl as curves.png, beside the training and at its end.
+
+    A picture that cannot be written, as on a full disk, is left out.
+    """
+
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+        self._thread: threading.Thread | None = None
+
+    def draw_beside(self) -> None:
+        """Starts to draw in a thread, unless it still does."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._try)
+            self._thread.start()
+
+    def draw(self) -> None:
+        """Draws the last picture."""
+        if self._thread is not None:
+            self._thread.join()
+        self._try()
+
+    def _try(self) -> None:
+        with contextlib.suppress(OSError):
+            _draw(self._workdir)

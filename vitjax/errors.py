@@ -19,6 +19,10 @@ class DamagedCheckpointError(RuntimeError):
     """What was read from a checkpoint is not what was written."""
 
 
+class SaveError(RuntimeError):
+    """The run cannot be written to disk any more; what was saved before is whole."""
+
+
 class Preempted(Exception):
     """The run was asked to stop and has saved its state.
 

@@ -9,7 +9,8 @@ import jax
 
 from vitjax import cli, experiment
 from vitjax import config as config_lib
-from vitjax.checkpoint import find_step, read_item, read_params
+from vitjax.checkpoints.steps import find_step, weights
+from vitjax.checkpoints.store import read_contract, read_verified
 from vitjax.errors import InputError
 from vitjax.progress import logging_to
 from vitjax.telemetry import read_config
@@ -41,12 +42,13 @@ def evaluate(
     if not evaluators:
         raise InputError(f"the config of {workdir} names no evals")
     target = exp.state_target
+    contract = read_contract(folder)
     has_extra = bool(jax.tree.leaves(target.extra))
     train_state = dataclasses.replace(
         target,
-        params=read_params(folder, target.params),
+        params=read_verified(folder, weights(contract), target.params, contract),
         ema=None,
-        extra=read_item(folder, "extra", target.extra) if has_extra else target.extra,
+        extra=read_verified(folder, "extra", target.extra, contract) if has_extra else target.extra,
     )
     results: dict[str, float] = {}
     for name, evaluator in evaluators.items():

@@ -1,6 +1,7 @@
 """From a config to everything that a run needs, checked before any work starts."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,13 @@ from vitjax.config import Config
 from vitjax.data.loader import Loader
 from vitjax.data.preprocess import Preprocess
 from vitjax.errors import InputError
+from vitjax.guard import Guard
 from vitjax.models.functional import Model
 from vitjax.optim import make_optimizer, store_in_bfloat16
-from vitjax.state import TrainState, init_state, make_train_step
+from vitjax.state import TrainState, init_state, make_train_step, tree_bytes
 
 PREPROCESS_KEYS = [field.name for field in dataclasses.fields(Preprocess)]
+GUARD_KEYS = [field.name for field in dataclasses.fields(Guard)]
 LOADER_KEYS = ["num_threads", "max_labels", "max_unreadable_fraction"]
 
 # Without these, TPU v5e turns the gathers of small shards into all-reduces of twice the bytes.
@@ -85,6 +88,24 @@ class Experiment:
         is_cpu = self.mesh.devices.flat[0].platform == "cpu"
         options: Any = {"xla_backend_optimization_level": 0} if is_cpu else None
         return init.lower().compile(compiler_options=options)()
+
+    def summary(self) -> str:
+        """Sizes of model and state, and the devices, for people."""
+        abstract, shards, mib = self.abstract_state, self.state_shardings, 2**20
+        local = sum(
+            math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
+            for x, s in zip(jax.tree.leaves(abstract), jax.tree.leaves(shards), strict=True)
+        )
+        return (
+            f"model: {self.model.num_params:,} parameters, "
+            f"{self.model.flops_per_image / 1e9:,.3g} GFLOP an image forward (2 x MAC)\n"
+            f"state: {tree_bytes(abstract) / mib:,.1f} MiB "
+            f"(parameters {tree_bytes(abstract.params) / mib:,.1f}, "
+            f"optimizer {tree_bytes(abstract.opt_state) / mib:,.1f}), "
+            f"{local / mib:,.1f} MiB a device\n"
+            f"devices: {self.mesh.size} x {self.mesh.devices.flat[0].device_kind}, "
+            f"mesh {dict(self.mesh.shape)}"
+        )
 
     def contract(self, class_names: tuple[str, ...] | None) -> dict[str, Any]:
         """What a checkpoint says of itself to whoever loads it."""
@@ -172,6 +193,12 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
     offload = settings.pop("offload", False)
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise InputError(f"optimizer.ema_decay must be in (0, 1) or None, got {ema_decay}")
+    judge = make_guard(config)
+    if offload and judge.policy == "skip":
+        raise InputError(
+            'faults.policy="skip" cannot leave out an update whose optimizer state is offloaded; '
+            'choose "rollback", or optimizer.offload=False'
+        )
     schedule = config_lib.build(settings.pop("schedule"), total_steps=config.total_steps)
     algorithm = config_lib.build(settings.pop("algorithm"))
     if precision.optimizer == "bfloat16":
@@ -199,6 +226,8 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
         augment=config_lib.build_all(config.augment),
         accumulation_steps=parts,
         ema_decay=ema_decay,
+        judge=judge,
+        layer_norms=config.monitor.layer_norms,
     )
     return Experiment(
         config=config,
@@ -214,8 +243,20 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
     )
 
 
-def make_loader(config: Config, source: Any, preprocess: Preprocess, *, training: bool) -> Loader:
-    """Opens a source of the config, checked against the model's head."""
+def make_guard(config: Config) -> Guard:
+    """What judges the steps of a run."""
+    return Guard(**{k: config.faults[k] for k in GUARD_KEYS})
+
+
+def make_loader(
+    config: Config,
+    source: Any,
+    preprocess: Preprocess,
+    *,
+    training: bool,
+    between: Callable[[], None] = lambda: None,
+) -> Loader:
+    """Opens a source of the config, checked against the model's head; for `between` see Loader."""
     if not source.get("target"):
         raise InputError("data.source.target is not set: give the import path of a source")
     loaded = config_lib.build(source)
@@ -229,19 +270,25 @@ def make_loader(config: Config, source: Any, preprocess: Preprocess, *, training
         loaded,
         preprocess,
         transforms=config_lib.build_all(transforms, image_size=preprocess.image_size),
+        between=between,
         **{k: config.data[k] for k in LOADER_KEYS},
     )
 
 
-def make_evaluators(experiment: Experiment) -> dict[str, Callable[[TrainState], dict[str, float]]]:
-    """The evaluators that the config names, with their data opened."""
+def make_evaluators(
+    experiment: Experiment, between: Callable[[], None] = lambda: None
+) -> dict[str, Callable[[TrainState], dict[str, float]]]:
+    """The evaluators that the config names, with their data opened.
+
+    `between` is called before each of their batches; it leaves the evaluation by raising.
+    """
     config, evaluators = experiment.config, {}
     for name, block in config.evals.items():
         spec = config_lib.plain(block)
         source = spec.pop("source", None)
         if source is None:
             raise InputError(f"evals.{name} has no source")
-        loader = make_loader(config, source, experiment.preprocess, training=False)
+        loader = make_loader(config, source, experiment.preprocess, training=False, between=between)
         evaluators[name] = config_lib.build(
             spec, objective=experiment.objective, loader=loader, mesh=experiment.mesh
         )

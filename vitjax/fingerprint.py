@@ -5,12 +5,12 @@ give back flipped bits without an error, so every checkpoint carries these and e
 them.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, UInt32
 
 from vitjax.parallel import path_name
@@ -38,11 +38,15 @@ def _part(x: Array, start: UInt32[Array, ""]) -> UInt32[Array, ""]:
     return mix(bits + mix(position + (start + jnp.uint32(1)))).sum(dtype=jnp.uint32)
 
 
-def _leaf(x: Array, is_stacked: bool) -> UInt32[Array, ""]:
+# Compiled by shape, not by tree: parameters, averages and moments share their programs.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _leaf(x: Array, is_stacked: bool, is_whole: bool) -> UInt32[Array, ""]:
     zero = jnp.zeros((), jnp.uint32)
+    # Flat, an array is hashed twice as fast on CPUs; what is spread over devices keeps its shape.
     if not is_stacked or x.ndim < 2:
-        return _part(x, zero)
+        return _part(x.reshape(-1) if is_whole else x, zero)
     size = jnp.uint32(x[0].size % 2**32)
+    x = x.reshape(x.shape[0], -1) if is_whole else x
 
     def body(carry, block):  # one block at a time: XLA holds a copy of what it sums on CPUs
         start, total = carry
@@ -51,16 +55,34 @@ def _leaf(x: Array, is_stacked: bool) -> UInt32[Array, ""]:
     return jax.lax.scan(body, (zero, zero), x)[0][1]
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _tree(leaves: list[Array], stacked: tuple[bool, ...]) -> UInt32[Array, "leaves"]:
-    return jnp.stack([_leaf(x, flag) for x, flag in zip(leaves, stacked, strict=True)])
+@dataclasses.dataclass(frozen=True)
+class Prints:
+    """Fingerprints that the devices may still be working on."""
+
+    names: tuple[str, ...]
+    numbers: tuple[Any, ...]
+
+    def values(self) -> dict[str, str]:
+        """Eight hexadecimal digits for every path; waits for the devices."""
+        numbers = [int(n.addressable_data(0)) for n in self.numbers]
+        return {name: f"{n:08x}" for name, n in zip(self.names, numbers, strict=True)}
+
+
+def begin(tree: PyTree) -> Prints:
+    """Starts on the fingerprint of every leaf, where the leaf lies; nothing is copied from there.
+
+    Every process must call it at the same point. The leaves may be given up (donated) at once.
+    """
+    named = jax.tree.leaves_with_path(tree)
+    names = tuple(path_name(path) for path, _ in named)
+    numbers = []
+    for name, (_, leaf) in zip(names, named, strict=True):
+        leaf = jnp.asarray(leaf)
+        is_whole = len(leaf.sharding.device_set) == 1
+        numbers.append(_leaf(leaf, "/blocks/" in f"/{name}", is_whole))
+    return Prints(names, tuple(numbers))
 
 
 def fingerprint(tree: PyTree) -> dict[str, str]:
     """The fingerprint of every leaf, by its path, as eight hexadecimal digits."""
-    named = jax.tree.leaves_with_path(tree)
-    if not named:
-        return {}
-    stacked = tuple("/blocks/" in f"/{path_name(p)}" for p, _ in named)
-    values = np.asarray(_tree([leaf for _, leaf in named], stacked))
-    return {path_name(p): f"{int(v):08x}" for (p, _), v in zip(named, values, strict=True)}
+    return begin(tree).values()

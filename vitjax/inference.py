@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from vitjax import checkpoint, experiment, parallel, state
+from vitjax import experiment, parallel, state
+from vitjax.checkpoints import steps
 from vitjax.data.preprocess import Preprocess
 from vitjax.errors import InputError
 from vitjax.models.functional import Model
@@ -49,15 +50,13 @@ def load(
     path, report = Path(path), None
     options = {"format": format, "key": key, "model": model, "preprocess": preprocess}
     given = [name for name, value in options.items() if value] + (["ignore"] if ignore else [])
-    if step is not None or checkpoint.is_checkpoint(path):
+    if step is not None or steps.is_checkpoint(path):
         if given:
             raise InputError(f"{path} is a checkpoint of vitjax's, which takes no {given[0]}")
-        folder = checkpoint.find_step(path, step)
-        contract = checkpoint.read_contract(folder)
+        folder, contract, params = steps.open_newest(path, step)
         precision = parallel.make_precision(**contract["precision"])
         contract_preprocess = Preprocess.from_dict(contract["preprocess"])
         made = experiment.make_model(contract["model"], contract_preprocess, precision)
-        params = checkpoint.read_params(folder)
         state.check_same_tree(made.abstract_params, params, str(folder))
     else:
         from vitjax.interop import read  # which builds models itself

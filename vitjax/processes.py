@@ -1,12 +1,32 @@
-"""Several processes as one run: found from the scheduler, or given by three variables."""
+"""Several processes as one run: how they meet, and how they agree.
 
+Messages go through the coordinator that JAX starts, not through the devices, so that they can be
+sent from any thread and while the devices work or hang.
+"""
+
+import contextlib
+import itertools
+import json
 import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
 
 import jax
+from jax._src import distributed  # the coordinator's client has no public name; Orbax does the same
 
-from vitjax.errors import InputError
+from vitjax.errors import (
+    DamagedCheckpointError,
+    InputError,
+    NonFiniteError,
+    Preempted,
+    SaveError,
+)
 
 GIVEN = ("VITJAX_COORDINATOR", "VITJAX_NUM_PROCESSES", "VITJAX_PROCESS_ID")
+EXPECTED = (InputError, NonFiniteError, DamagedCheckpointError, SaveError)
+KEPT_MESSAGES = 64  # of one kind; older ones are deleted, every process has read them
 
 
 def _detected() -> str | None:
@@ -45,24 +65,90 @@ def given() -> tuple[str, int, int] | None:
     return coordinator, int(count), int(index)
 
 
-def start() -> None:
+def start(heartbeat_seconds: int = 100) -> None:
     """Joins the other processes of the run, where there are any. Must come before JAX's first use.
 
     The three variables win; else SLURM, OpenMPI, Kubernetes and TPU pods are recognised, whose
     details JAX reads itself.
+
+    Args:
+      heartbeat_seconds: a process that has not been heard of for so long is taken for dead, and
+        the others end.
     """
+    if heartbeat_seconds < 1:
+        raise InputError(f"faults.heartbeat_seconds must be at least 1, got {heartbeat_seconds}")
+    timing: dict[str, Any] = {"heartbeat_timeout_seconds": heartbeat_seconds}
     if found := given():
         coordinator, count, index = found
         if count > 1:
-            jax.distributed.initialize(coordinator, count, index)
+            jax.distributed.initialize(coordinator, count, index, **timing)
     elif _detected():
-        jax.distributed.initialize()
+        jax.distributed.initialize(**timing)
 
 
-def must_stop(step: int) -> bool:
-    """Whether one of several processes was told to end; all learn it at the same step."""
-    if jax.process_count() == 1:
-        return False
-    from jax.experimental import multihost_utils
+@contextlib.contextmanager
+def joined(heartbeat_seconds: int = 100) -> Iterator[None]:
+    """As `start`; and a process that fails while inside leaves at once with its exit status.
 
-    return multihost_utils.reached_preemption_sync_point(step)
+    Otherwise it would wait at its end for the others, who wait for it in a computation.
+    """
+    start(heartbeat_seconds)
+    try:
+        yield
+    except Preempted:
+        raise
+    except Exception as error:
+        if jax.process_count() > 1:
+            if not isinstance(error, EXPECTED):
+                traceback.print_exc()
+            print(f"vitjax: {error}", file=sys.stderr, flush=True)
+            os._exit(2 if isinstance(error, InputError) else 1)
+        raise
+
+
+class Messages:
+    """What the processes of a run tell each other; every process calls the same methods in turn.
+
+    Args:
+      name: of this exchange; two exchanges that run at the same time need different ones.
+      timeout_seconds: how long to wait for the others.
+
+    With one process every call returns at once. Each raises `jax.errors.JaxRuntimeError` when
+    another process has not answered in time.
+    """
+
+    def __init__(self, name: str, timeout_seconds: float = 600.0):
+        self._name, self._timeout = name, int(timeout_seconds * 1000)
+        self._numbers = itertools.count()
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process gave, in all: None, numbers, texts, lists and dicts of them."""
+        if jax.process_count() == 1:
+            return value
+        client, number = _client(), next(self._numbers)
+        if jax.process_index() == 0:
+            client.key_value_set(self._key(number), json.dumps(value))
+            if number >= KEPT_MESSAGES:
+                client.key_value_delete(self._key(number - KEPT_MESSAGES))
+            return value
+        return json.loads(client.blocking_key_value_get(self._key(number), self._timeout))
+
+    def from_all(self, value: Any) -> list[Any]:
+        """What each process gave, in the order of their numbers, in all."""
+        if jax.process_count() == 1:
+            return [value]
+        client, number = _client(), next(self._numbers)
+        folder = self._key(number)
+        client.key_value_set(f"{folder}/{jax.process_index():06d}", json.dumps(value))
+        client.wait_at_barrier(f"{folder}/all", self._timeout)
+        if jax.process_index() == 0 and number:
+            client.key_value_delete(f"{self._key(number - 1)}/")  # all have passed this barrier
+        found = sorted(client.key_value_dir_get(folder + "/"))
+        return [json.loads(text) for _, text in found]
+
+    def _key(self, number: int) -> str:
+        return f"vitjax/{self._name}/{number}"
+
+
+def _client() -> Any:
+    return distributed.global_state.client

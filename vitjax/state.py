@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 
-from vitjax import optim
+from vitjax import guard, monitor, optim
 from vitjax.data.preprocess import Preprocess, to_unit
 from vitjax.errors import InputError
 
@@ -22,12 +23,13 @@ class TrainState:
     """Everything that a run must save to go on bit for bit: arrays, or their shapes or shardings.
 
     Attributes:
-      step: updates done, int32 [].
+      step: batches seen, int32 []. Updates that were skipped count.
       key: the run's random key as uint32 words; every step folds its number into it.
       params: trained.
       ema: a moving average of params, or None.
       opt_state: the optimizer's.
       extra: the objective's own, not trained.
+      health: of the loss so far; see `vitjax.guard`.
     """
 
     step: PyTree
@@ -36,6 +38,7 @@ class TrainState:
     ema: PyTree
     opt_state: PyTree
     extra: PyTree
+    health: PyTree
 
     @property
     def eval_params(self) -> PyTree:
@@ -62,6 +65,7 @@ def init_state(
         ema=jax.tree.map(jnp.copy, params) if use_ema else None,
         opt_state=optimizer.init(params),
         extra=extra,
+        health=guard.fresh_health(),
     )
 
 
@@ -79,13 +83,19 @@ def make_train_step(
     augment: Sequence[Callable] = (),
     accumulation_steps: int = 1,
     ema_decay: float | None = None,
+    judge: guard.Guard | None = None,
+    layer_norms: bool = False,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
     """Returns `train_step(state, batch) -> (state, metrics)`, a pure function to jit.
 
     `learning_rate`, of the number of updates done, is only for the metrics. The batch
     holds uint8 `images` [B, Y, X, C] and `labels`. With accumulation it is augmented as a whole,
     and then goes through the model in parts whose gradients are averaged.
+
+    The metrics hold scalars, "fault" (a number of `guard.KINDS`) among them, and with `layer_norms`
+    "layers", see `monitor.layer_norms`.
     """
+    judge = judge or guard.Guard()
 
     def gradients(params, extra, batch, key):
         (loss, (extra, metrics)), grads = jax.value_and_grad(objective.loss, has_aux=True)(
@@ -131,11 +141,29 @@ def make_train_step(
             ema = optim.update_ema(ema, params, state.step, ema_decay)
         metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
         if learning_rate is not None:
-            metrics["learning_rate"] = learning_rate(state.step)
-        new_state = TrainState(state.step + 1, state.key, params, ema, opt_state, extra)
-        return new_state, metrics
+            metrics["learning_rate"] = learning_rate(state.step - state.health["skipped"])
+        if layer_norms:
+            metrics["layers"] = monitor.layer_norms(state.params, grads, updates)
+        health, fault = judge(state.health, metrics["loss"], metrics["grad_norm"])
+        metrics["fault"] = fault
+        if judge.policy != "stop":
+            metrics["skipped"] = health["skipped"]
+        new = TrainState(state.step + 1, state.key, params, ema, opt_state, extra, health)
+        return judge.settle(fault, new, state), metrics
 
     return train_step
+
+
+def pass_over(state: TrainState, step: int) -> TrainState:
+    """The state as if the batches up to a later step had been seen and left out."""
+
+    def like(x, value):
+        place = lambda _: np.asarray(value, x.dtype)  # noqa: E731
+        return jax.make_array_from_callback((), x.sharding, place)
+
+    then, skipped = (int(x.addressable_data(0)) for x in (state.step, state.health["skipped"]))
+    health = state.health | {"skipped": like(state.health["skipped"], skipped + step - then)}
+    return dataclasses.replace(state, step=like(state.step, step), health=health)
 
 
 def tree_bytes(tree: PyTree) -> int:

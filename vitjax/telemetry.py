@@ -1,10 +1,16 @@
 """What a run writes about itself: metrics, events, the resolved config, the summary."""
 
+import collections
+import contextlib
+import errno
 import json
+import logging
 import math
 import os
 import platform
 import subprocess
+import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +20,11 @@ import jax
 
 import vitjax
 from vitjax import config as config_lib
+from vitjax import goodput
 
+log = logging.getLogger("vitjax")
+MAX_WAITING = 100_000  # lines that a full disk keeps in memory
+PROGRESS_SECONDS = 2.0
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -61,12 +71,72 @@ def write_config(workdir: Path, config: Any) -> None:
     write_whole(workdir / "config.json", json.dumps(recorded, indent=2) + "\n")
 
 
+def write_summary(workdir: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Writes summary.json: the values, and what the run's time went on; returns all of it."""
+    times = goodput.account(goodput.read_events(workdir))
+    values = values | {"goodput": round(times.goodput, 4), "launches": times.launches}
+    values["seconds"] = {k: round(v, 3) for k, v in times.seconds.items()}
+    write_whole(workdir / "summary.json", json.dumps(values, indent=2) + "\n")
+    log.info("%s", goodput.describe(times))
+    return values
+
+
 def read_config(workdir: Path) -> dict[str, Any] | None:
     """The recorded config of a run directory as plain values, or None."""
     path = workdir / "config.json"
     if not path.is_file():
         return None
     return config_lib.plain(json.loads(path.read_text())["config"])
+
+
+class Lines:
+    """A file of JSON objects, one a line, that is only ever appended to.
+
+    A line that a kill left half written is cut off at the start. On a disk that is full lines wait
+    in memory until they can be written; they are whole or not there. Threads may share it.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._waiting: collections.deque[bytes] = collections.deque(maxlen=MAX_WAITING)
+        self._guard = threading.Lock()
+        self._is_failing = False
+        self.last: dict[str, Any] | None = None  # of the lines that were there
+        if path.exists():
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole != content:
+                os.truncate(path, len(whole))
+            lines = whole.splitlines()
+            self.last = json.loads(lines[-1]) if lines else None
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def add(self, line: dict[str, Any]) -> None:
+        with self._guard:
+            self._waiting.append(json.dumps(line).encode() + b"\n")
+            self._write()
+
+    def _write(self) -> None:
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                size = os.fstat(self._file).st_size
+                written = os.write(self._file, line)
+                if written < len(line):
+                    os.ftruncate(self._file, size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                if not self._is_failing:
+                    log.warning("cannot write %s: %s; lines wait", self._path, error.strerror)
+                self._is_failing = True
+                return
+            self._is_failing = False
+            self._waiting.popleft()
+
+    def close(self) -> None:
+        with self._guard:
+            self._write()
+            os.close(self._file)
 
 
 class MetricWriter:
@@ -77,25 +147,12 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, *, is_active: bool = True):
-        self._is_active = is_active
-        self._path = workdir / "metrics.jsonl" if is_active else Path(os.devnull)
-        self.last_step = self._mend() if is_active else -1
-        self._file = self._path.open("a", encoding="utf-8")
+        self._lines = Lines(workdir / "metrics.jsonl") if is_active else None
+        last = self._lines.last if self._lines else None
+        self.last_step = last["step"] if last else -1
         self._board_folder = str(workdir / "tensorboard")
         self._board: Any = None
         self._step, self._row = -1, {}
-
-    def _mend(self) -> int:
-        """Cuts off a line that a kill left half written; returns the last whole line's step."""
-        if not self._path.exists():
-            return -1
-        content = self._path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            with open(self._path, "r+b") as file:
-                file.truncate(len(whole))
-        lines = whole.splitlines()
-        return json.loads(lines[-1])["step"] if lines else -1
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Adds to the row of a step, which is written when a later step begins, or on flush."""
@@ -104,29 +161,42 @@ class MetricWriter:
             self._step = step
         self._row |= {k: float(v) for k, v in values.items()}
 
+    def take(self, step: int) -> dict[str, float]:
+        """The row of a step as far as it is there, which is then not written."""
+        row, self._row = (self._row, {}) if step == self._step else ({}, self._row)
+        return row
+
     def flush(self) -> None:
         row, self._row = self._row, {}
-        if not self._is_active or not row or self._step <= self.last_step:
+        if self._lines is None or not row or self._step <= self.last_step:
             return
         self.last_step = self._step
         line = {"step": self._step, "time": round(time.time(), 3), **row}
-        line = {k: v if math.isfinite(v) else None for k, v in line.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._lines.add({k: v if math.isfinite(v) else None for k, v in line.items()})
+        self._to_board(row)
+
+    def _to_board(self, row: dict[str, float]) -> None:
         if self._board is None:
             from tensorboardX import (
                 SummaryWriter,  # a second of CPU time: not before the first step
             )
 
-            self._board = SummaryWriter(self._board_folder)
-        for name, value in row.items():
-            self._board.add_scalar(name, value, self._step)
+            try:
+                self._board = SummaryWriter(self._board_folder)
+            except OSError:
+                return
+        # Its thread ends where it cannot write, and whoever gives it more would wait for ever.
+        if self._board.file_writer.event_writer._worker.is_alive():
+            for name, value in row.items():
+                self._board.add_scalar(name, value, self._step)
 
     def close(self) -> None:
-        self.flush()
-        self._file.close()
+        """Leaves a row that was not flushed unwritten: its step will be run again."""
+        if self._lines is not None:
+            self._lines.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
@@ -137,27 +207,14 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-class Events:
-    """Appends to events.jsonl: start, compile, first_step, checkpoint, preempt, resume, stop."""
-
-    def __init__(self, workdir: Path, *, is_active: bool = True):
-        path = workdir / "events.jsonl" if is_active else Path(os.devnull)
-        self._file = path.open("a", encoding="utf-8")
-
-    def add(self, event: str, **facts: Any) -> None:
-        line = {"event": event, "time": round(time.time(), 3), **facts}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class Clock:
-    """Sorts a run's wall time into what it went on: steps, data, evaluation, checkpoints."""
+    """Sorts a launch's wall time into what it went on: steps, data, evaluation, checkpoints.
+
+    It began with the process, if it is the first one there, so that Python's own start counts.
+    """
 
     def __init__(self):
-        self.start = time.perf_counter()
+        self.start = time.perf_counter() - _age()
         self.spent: dict[str, float] = {}
         self._since: dict[str, float] = {}
 
@@ -176,6 +233,20 @@ class Clock:
         return since
 
 
+def _age() -> float:
+    """Seconds since this process began, for its first clock; 0 for later ones."""
+    global _has_clock
+    if _has_clock or not sys.platform.startswith("linux"):
+        return 0.0
+    _has_clock = True
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    began = ticks / os.sysconf("SC_CLK_TCK")
+    return max(time.clock_gettime(time.CLOCK_BOOTTIME) - began, 0.0)
+
+
+_has_clock = False
+
+
 class _Span:
     def __init__(self, clock: Clock, name: str):
         self._clock, self._name = clock, name
@@ -187,3 +258,32 @@ class _Span:
     def __exit__(self, *_: Any) -> None:
         self.seconds = time.perf_counter() - self._start
         self._clock.spent[self._name] = self._clock.spent.get(self._name, 0.0) + self.seconds
+
+
+class Events:
+    """Appends to events.jsonl, from which `vitjax.goodput` accounts for a run's time.
+
+    Every line has the time, the launch's clock and what it was spent on so far; see
+    docs/reliability.md for the events.
+    """
+
+    def __init__(self, workdir: Path, clock: Clock, *, is_active: bool = True):
+        self._lines = Lines(workdir / "events.jsonl") if is_active else None
+        self._clock, self._last = clock, -math.inf
+
+    def add(self, event: str, **facts: Any) -> None:
+        if self._lines is None:
+            return
+        self._last = time.monotonic()
+        spent = {k: round(v, 3) for k, v in dict(self._clock.spent).items()}
+        line = {"event": event, "time": round(time.time(), 3), "clock": round(self._clock.total, 3)}
+        self._lines.add(line | facts | {"spent": spent})
+
+    def progress(self, step: int) -> None:
+        """That a step is done, at most once in PROGRESS_SECONDS."""
+        if time.monotonic() - self._last >= PROGRESS_SECONDS:
+            self.add("progress", step=step)
+
+    def close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()

@@ -5,22 +5,32 @@ import collections
 import json
 import logging
 import math
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from vitjax import cli, experiment, parallel, processes, state, warm_start
+from vitjax import (
+    cli,
+    determinism,
+    experiment,
+    monitor,
+    parallel,
+    processes,
+    state,
+    warm_start,
+)
 from vitjax import config as config_lib
-from vitjax.checkpoint import Checkpoints
+from vitjax import workdir as workdir_lib
+from vitjax.checkpoints.run import Checkpoints
 from vitjax.config import Config
-from vitjax.curves import draw_curves
+from vitjax.curves import Curves
 from vitjax.devices import peak_flops
-from vitjax.errors import InputError, NonFiniteError, Preempted
+from vitjax.errors import Preempted
 from vitjax.progress import ProgressLine, describe, logging_to
+from vitjax.rescue import Rescue
+from vitjax.stopping import Interrupted, Stop
 from vitjax.telemetry import (
     Clock,
     Events,
@@ -28,90 +38,17 @@ from vitjax.telemetry import (
     read_config,
     read_metrics,
     write_config,
-    write_whole,
+    write_summary,
 )
+from vitjax.watchdog import Watchdog
 
 log = logging.getLogger("vitjax")
-
-# What may change when a run goes on: nothing that the numbers of the run depend on.
-MAY_CHANGE = (
-    "eval_every", "log_every", "checkpoint_every", "checkpoint.", "mesh", "evals.",
-    "data.num_threads", "data.num_ahead", "data.max_unreadable_fraction",
-    "model.scan", "model.remat", "optimizer.accumulation_steps",
-)  # fmt: skip
 
 EXAMPLE = "vitjax train --config=quickstart --workdir=runs/quickstart --config.seed=1"
 
 
-class _StopSignal:
-    """Remembers a SIGTERM or a Ctrl-C, so that the loop can save and leave; a second one kills."""
-
-    def __init__(self):
-        self.received: str | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        # With several processes JAX's own handler agrees on a step that all of them save.
-        is_alone = jax.process_count() == 1
-        if is_alone and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, _: Any) -> None:
-        self.received = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-
-def _check_workdir(workdir: Path, config: Config) -> None:
-    old = read_config(workdir)
-    if old is None:
-        if (workdir / "checkpoints").exists():
-            raise InputError(
-                f"{workdir} holds checkpoints but no config.json; choose another workdir"
-            )
-        return
-    has_steps = any((workdir / "checkpoints").glob("[0-9]*"))
-    if not has_steps and not read_metrics(workdir):
-        if jax.process_index() == 0:
-            (workdir / "config.json").unlink()  # a start that got nowhere holds nothing
-        return
-    old = config_lib.with_defaults(old, config_lib.plain(config_lib.base_config()))
-    changed = config_lib.differences(old, config_lib.plain(config))
-    changed = [line for line in changed if not line.startswith(MAY_CHANGE)]
-    if changed:
-        shown = "\n  ".join(changed[:10])
-        raise InputError(
-            f"{workdir} holds the run of another experiment; choose another --workdir. "
-            f"{len(changed)} keys differ:\n  {shown}"
-        )
-
-
 def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
-
-
-def _summary(exp: experiment.Experiment) -> str:
-    abstract, shards = exp.abstract_state, exp.state_shardings
-    local = sum(
-        math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
-        for x, s in zip(jax.tree.leaves(abstract), jax.tree.leaves(shards), strict=True)
-    )
-    mib = 2**20
-    return (
-        f"model: {exp.model.num_params:,} parameters, "
-        f"{exp.model.flops_per_image / 1e9:,.3g} GFLOP an image forward (2 x MAC)\n"
-        f"state: {state.tree_bytes(abstract) / mib:,.1f} MiB "
-        f"(parameters {state.tree_bytes(abstract.params) / mib:,.1f}, "
-        f"optimizer {state.tree_bytes(abstract.opt_state) / mib:,.1f}), "
-        f"{local / mib:,.1f} MiB a device\n"
-        f"devices: {exp.mesh.size} x {exp.mesh.devices.flat[0].device_kind}, "
-        f"mesh {dict(exp.mesh.shape)}"
-    )
 
 
 def train(config: Config, workdir: str | Path) -> dict[str, float]:
@@ -121,92 +58,142 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
       The last metrics of the run.
 
     Raises:
-      InputError: the config or the workdir cannot work; nothing was changed.
+      InputError: the config or the workdir cannot work, or another process trains there; nothing
+        was changed.
       Preempted: a signal came; the state is saved.
-      NonFiniteError: the loss or the gradient is not finite; earlier checkpoints are whole.
+      NonFiniteError: the loss or the gradient is not finite, or jumped; earlier checkpoints are
+        whole.
+      DamagedCheckpointError: no saved step can be restored.
+      SaveError: too many saves in a row have failed.
     """
     workdir = Path(workdir)
-    clock = Clock()
-    for step in config.checkpoint.at_steps:
-        if not 1 <= step <= config.total_steps:
-            raise InputError(
-                f"checkpoint.at_steps must lie in 1 to total_steps={config.total_steps}, got {step}"
-            )
-    _check_workdir(workdir, config)
+    clock, stop = Clock(), Stop()
+    workdir_lib.check(workdir, config)
+    checkpoints = Checkpoints.of_run(workdir, config)
+    watchdog = Watchdog(config.faults.watchdog_seconds, workdir / "stacks.txt")
+
+    def between_batches() -> None:
+        watchdog.alive("evaluation")
+        stop.check()
+
     with clock("start"):
         exp = experiment.build(config)
         loader = experiment.make_loader(config, config.data.source, exp.preprocess, training=True)
-        evaluators = experiment.make_evaluators(exp)
+        evaluators = experiment.make_evaluators(exp, between_batches)
         if config.init.checkpoint:
             warm_start.check_init(exp)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            (workdir / "train.log").open("a").close()
-    except OSError as error:
-        raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from error
-    with logging_to(workdir, jax.process_index()) as console, _StopSignal() as stop:
-        run = _Run(exp, loader, evaluators, workdir, clock, console)
+        attention = monitor.AttentionLogits(exp) if config.monitor.attention_logits else None
+        alarm = monitor.GrowthAlarm(config.monitor.attention_alarm)
+    with (
+        workdir_lib.opened(workdir, config),
+        logging_to(workdir, jax.process_index()) as console,
+        stop,
+    ):
+        run = _Run(exp, loader, evaluators, workdir, clock, console, stop, watchdog, checkpoints)
+        run.attention, run.alarm = attention, alarm
         try:
-            return run.go(stop)
+            return run.go()
         finally:
             run.close()
+
+
+class _GoBack(Exception):
+    """A step, the only argument, went wrong, and the run is to go back to a checkpoint."""
 
 
 class _Run:
     """One launch of a run: the loop and what it writes."""
 
-    def __init__(self, exp, loader, evaluators, workdir, clock, console):
+    def __init__(
+        self, exp, loader, evaluators, workdir, clock, console, stop, watchdog, checkpoints
+    ):
         config = exp.config
         self.exp, self.loader, self.evaluators = exp, loader, evaluators
         self.workdir, self.clock, self.console = workdir, clock, console
-        settings = config_lib.plain(config.checkpoint)
-        self.exit_code = settings.pop("preempt_exit_code")
-        self.checkpoints = Checkpoints(workdir / "checkpoints", **settings)
+        self.stop, self.watchdog = stop, watchdog
         self.is_first = jax.process_index() == 0  # the one that writes, but for checkpoints
         self.metrics = MetricWriter(workdir, is_active=self.is_first)
-        self.events = Events(workdir, is_active=self.is_first)
+        self.events = Events(workdir, clock, is_active=self.is_first)
+        watchdog.on_hang = lambda seconds: self.events.add("hang", seconds=seconds)
+        self.checkpoints = checkpoints
+        checkpoints.on_event = self.events.add
+        self.rescue = Rescue(experiment.make_guard(config), self.checkpoints, self.events)
         self.contract = exp.contract(loader.source.class_names)
+        self.layers = monitor.layer_names(exp.abstract_state.params)
+        self.attention: Any = None
+        self.alarm: Any = None
         self.last: dict[str, float] = {}
         self.in_flight: collections.deque = collections.deque()
         self.steps_timed, self.marked_step, self.peak = 0, 0, math.inf
         self.has_stepped = False
         self.line: ProgressLine | None = None
-        self.drawing: threading.Thread | None = None
+        self.curves = Curves(workdir)
 
-    def go(self, stop: _StopSignal) -> dict[str, float]:
+    def go(self) -> dict[str, float]:
         config, exp, events = self.exp.config, self.exp, self.events
-        events.add("start", devices=exp.mesh.size)
+        events.add("start", devices=exp.mesh.size, processes=jax.process_count())
         if self.is_first and read_config(self.workdir) is None:
             write_config(self.workdir, config)
-        log.info("%s", _summary(exp))
-        resumed = self.checkpoints.newest()
-        if resumed is not None and resumed == config.total_steps:
-            log.info("%s is complete at step %d; nothing to do", self.workdir, resumed)
-            if not (self.workdir / "summary.json").exists():  # killed at the last moment
-                for row in read_metrics(self.workdir):
-                    self.last |= {k: v for k, v in row.items() if k not in ("step", "time")}
-                return self._finish(resumed)
-            return json.loads((self.workdir / "summary.json").read_text())
+        log.info("%s", exp.summary())
+        self.checkpoints.clean()
+        if self.checkpoints.newest() == config.total_steps and not self.checkpoints.pending_row():
+            return self._nothing_to_do()
         with self.clock("compile") as span:
             train_step = exp.compile()
         events.add("compile", seconds=round(span.seconds, 3))
         log.info("compiled the training step in %.1f s", span.seconds)
-        with self.clock("restore"):
-            if resumed is not None:
-                train_state = self.checkpoints.restore(resumed, exp.state_target)
-                events.add("resume", step=resumed)
-                log.info("resumed at step %d", resumed)
-            else:
-                train_state = exp.fresh_state()
-                if config.init.checkpoint:
-                    train_state = warm_start.load_init(exp, train_state)
-                    log.info("parameters from %s", config.init.checkpoint)
+        step, train_state, row = self._begin()
         self.peak, origin = peak_flops(exp.mesh.devices.flat[0])
         log.info("peak for MFU: %.3g TFLOP/s a device (%s)", self.peak / 1e12, origin)
+        steps_per_epoch = len(self.loader.source) / config.batch_size
+        self.line = ProgressLine(self.console, config.total_steps, steps_per_epoch)
+        self.marked_step = step
+        self.clock.mark()
+        if row:  # its evaluation was interrupted
+            self._row(step, row)
+            self._evaluate(step, train_state)
+            self.metrics.flush()
+        while step < config.total_steps:
+            try:
+                train_state = self._train(step, train_state, train_step)
+                step = config.total_steps
+            except _GoBack as fault:
+                step = fault.args[0]
+                self.in_flight.clear()
+                with self.clock("restore"):
+                    train_state = self.rescue.roll_back(step, exp.state_target)
+        self._make_sure(step, train_state)
+        return self._finish(step)
 
-        first = resumed or 0
-        total, steps_per_epoch = config.total_steps, len(self.loader.source) / config.batch_size
+    def _nothing_to_do(self) -> dict[str, float]:
+        step = self.exp.config.total_steps
+        log.info("%s is complete at step %d; nothing to do", self.workdir, step)
+        if (self.workdir / "summary.json").exists():
+            return json.loads((self.workdir / "summary.json").read_text())
+        for row in read_metrics(self.workdir):  # killed at the last moment
+            self.last |= {k: v for k, v in row.items() if k not in ("step", "time")}
+        return self._finish(step)
+
+    def _begin(self) -> tuple[int, state.TrainState, dict[str, float]]:
+        """The step and state to go on from, and the row of that step if it still is to be
+        evaluated."""
+        with self.clock("restore") as span:
+            found = self.checkpoints.resume(self.exp.state_target)
+            if found is None:
+                return 0, warm_start.first_state(self.exp), {}
+        step, train_state, contract = found
+        self.events.add("resume", step=step, seconds=round(span.seconds, 3))
+        log.info("resumed at step %d", step)
+        return step, train_state, contract.get("row", {})
+
+    def _train(self, first: int, train_state: state.TrainState, train_step: Any) -> Any:
+        """Runs the steps after `first` to the end.
+
+        Raises:
+          _GoBack: a step went wrong.
+        """
+        config, exp = self.exp.config, self.exp
+        total, ahead = config.total_steps, parallel.steps_ahead(exp.mesh)
         batches = self.loader.train_batches(
             first,
             config.batch_size,
@@ -214,13 +201,10 @@ class _Run:
             config.data.num_ahead,
             parallel.process_rows(exp.mesh, config.batch_size),
         )
-        self.line = ProgressLine(self.console, total, steps_per_epoch)
-        self.marked_step = first
-        ahead, at_steps = parallel.steps_ahead(exp.mesh), set(config.checkpoint.at_steps)
-        self.clock.mark()
         for step in range(first + 1, total + 1):
-            if stop.received or processes.must_stop(step):
-                raise self._preempt(step - 1, train_state, stop.received or "SIGTERM")
+            self.watchdog.alive(f"step {step}")
+            if self.stop.is_requested():
+                raise self._preempt(step - 1, train_state)
             with self.clock("data"):
                 host_batch = next(batches)
             batch = parallel.to_global(host_batch, exp.mesh, config.batch_size)
@@ -229,36 +213,49 @@ class _Run:
             self.in_flight.append((step, metrics))
             while len(self.in_flight) > ahead:
                 self._collect()
+            is_logged = _due(step, config.log_every, total)
             is_eval = bool(self.evaluators) and _due(step, config.eval_every, total)
-            is_save = _due(step, config.checkpoint_every, total) or step in at_steps
-            if is_eval or is_save:
+            is_save = _due(step, config.checkpoint_every, total) or self.checkpoints.keep.is_pinned(
+                step
+            )
+            is_save = is_save or (is_logged and self.checkpoints.is_due())
+            is_watched = is_logged and self.attention is not None
+            if is_eval or is_save or is_watched:
                 self._drain()
+            if is_watched:
+                self._watch_attention(step, train_state, batch)
             if is_eval:
                 self._evaluate(step, train_state)
             if is_save:
                 self._save(step, train_state)
-        return self._finish(total)
+        return train_state
 
     def _collect(self) -> None:
         """Reads the oldest step in flight; by now the device is done with it."""
-        step, metrics = self.in_flight.popleft()
-        values = {k: float(v) for k, v in parallel.to_host(metrics).items()}
-        if not all(math.isfinite(values[k]) for k in ("loss", "grad_norm")):
-            self.metrics.flush()
-            kept = self.checkpoints.newest()
-            raise NonFiniteError(
-                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
-                f"the last good checkpoint is {'none' if kept is None else f'step {kept}'}. "
-                "Try a lower optimizer.peak_lr or a smaller optimizer.clip_norm"
-            )
+        step, found = self.in_flight.popleft()
+        metrics = dict(parallel.to_host(found))
+        layers, fault = metrics.pop("layers", None), int(metrics.pop("fault"))
+        values = {k: float(v) for k, v in metrics.items()}
         if not self.has_stepped:
             self.has_stepped = True
+            self.watchdog.start()
             cpu_seconds = round(time.process_time(), 3)
             self.events.add("first_step", step=step, cpu_seconds=cpu_seconds)
         assert self.line is not None
         self.line.advance(step)
+        action = ""
+        if fault:
+            self.metrics.flush()
+            action = self.rescue.action(step, fault, values)
+        else:
+            self.rescue.good()
         if _due(step, self.exp.config.log_every, self.exp.config.total_steps):
+            if layers is not None:
+                self._row(step, monitor.named_norms(self.layers, layers))
             self._log(step, values)
+        self.events.progress(step)
+        if action == "rollback":
+            raise _GoBack(step)
 
     def _drain(self) -> None:
         while self.in_flight:
@@ -289,39 +286,61 @@ class _Run:
 
     def _evaluate(self, step: int, train_state: state.TrainState) -> None:
         results = {}
-        with self.clock("evaluate"):
-            for name, evaluator in self.evaluators.items():
-                results |= {f"eval/{name}/{k}": v for k, v in evaluator(train_state).items()}
+        try:
+            with self.clock("evaluate"):
+                for name, evaluator in self.evaluators.items():
+                    found = evaluator(train_state)
+                    results |= {f"eval/{name}/{k}": v for k, v in found.items()}
+        except Interrupted:
+            raise self._preempt(step, train_state, self.metrics.take(step)) from None
         self._row(step, results)
         shown = "  ".join(f"{k} {v:.4g}" for k, v in results.items() if not k.endswith("/examples"))
         log.info("step %d  %s", step, shown)
 
+    def _watch_attention(self, step: int, train_state: state.TrainState, batch: Any) -> None:
+        self._row(step, values := self.attention(train_state, batch))
+        if self.alarm(largest := values["attention/max_logit"]):
+            log.warning("step %d: the largest attention logit is %.4g", step, largest)
+            self.events.add("alarm", step=step, attention_logit=largest)
+
     def _save(self, step: int, train_state: state.TrainState) -> None:
+        self.watchdog.alive(f"saving step {step}")
         with self.clock("checkpoint"):
             self.metrics.flush()
             self.checkpoints.save(step, train_state, self.contract, self.last_of(step))
         self.events.add("checkpoint", step=step)
-        if self.is_first and (self.drawing is None or not self.drawing.is_alive()):
-            self.drawing = threading.Thread(target=draw_curves, args=(self.workdir,))
-            self.drawing.start()
+        if self.is_first:
+            self.curves.draw_beside()
+
+    def _make_sure(self, step: int, train_state: state.TrainState) -> None:
+        """Returns when the step is on disk; tries again where that failed, as often as allowed."""
+        with self.clock("checkpoint"):
+            self.checkpoints.wait()
+            while self.checkpoints.has_failed:
+                time.sleep(1.0)
+                self.watchdog.alive(f"saving step {step}")
+                self.checkpoints.save(step, train_state, self.contract, self.last_of(step))
+                self.checkpoints.wait()
 
     def last_of(self, step: int) -> dict[str, float]:
         """The evaluation's numbers, if this step was evaluated."""
         due = _due(step, self.exp.config.eval_every, self.exp.config.total_steps)
         return {k: v for k, v in self.last.items() if k.startswith("eval/")} if due else {}
 
-    def _preempt(self, step: int, train_state: state.TrainState, name: str) -> Preempted:
+    def _preempt(self, step: int, train_state: state.TrainState, row: Any = None) -> Preempted:
+        """Saves the step, unless it is saved; a row goes with it whose evaluation is to be made."""
         self._drain()
-        if self.checkpoints.newest() != step:
+        name = self.stop.received
+        self.contract = self.contract | ({"row": row} if row else {})
+        if self.checkpoints.last_begun != step:
             self._save(step, train_state)
-        self.checkpoints.wait()
+        self._make_sure(step, train_state)
         self.events.add("preempt", step=step, signal=name)
         log.info("%s: step %d is saved", name, step)
-        return Preempted(step, self.exit_code)
+        return Preempted(step, self.exp.config.checkpoint.preempt_exit_code)
 
     def _finish(self, step: int) -> dict[str, float]:
-        with self.clock("checkpoint"):
-            self.checkpoints.wait()
+        self.metrics.flush()
         spent, total = self.clock.spent, self.clock.total
         other = sum(v for k, v in spent.items() if k != "data")
         rate = self.steps_timed * self.exp.config.batch_size / max(total - other, 1e-9)
@@ -329,14 +348,10 @@ class _Run:
         if self.steps_timed:
             self.last["perf/images_per_second"] = rate
             self.last["perf/mfu"] = flops / (self.peak * self.exp.mesh.size)
-        summary = self.last | {
-            "step": step,
-            "wall_seconds": round(total, 2),
-            "goodput": (total - other - spent.get("data", 0.0)) / total,
-        }
-        if self.is_first:
-            write_whole(self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
         self.events.add("stop", step=step)
+        summary: dict[str, Any] = self.last | {"step": step, "wall_seconds": round(total, 2)}
+        if self.is_first:
+            summary = write_summary(self.workdir, summary)
         if self.line is not None:
             self.line.close()
         log.info("done in %.0f s: %s", total, describe(summary))
@@ -344,16 +359,15 @@ class _Run:
         return summary
 
     def close(self) -> None:
+        self.watchdog.stop()
         if self.line is not None:
             self.line.close()
+        self.checkpoints.close()
         self.metrics.close()
         self.events.close()
-        self.checkpoints.close()
         self.loader.close()
-        if self.drawing is not None:
-            self.drawing.join()
         if self.is_first:
-            draw_curves(self.workdir)
+            self.curves.draw()
 
 
 def main(argv: list[str]) -> int:
@@ -365,10 +379,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--config", required=True, help="a config file, or the name of a shipped one"
     )
-    parser.add_argument("--workdir", required=True, help="the run directory")
+    parser.add_argument("--workdir", help="the run directory")
+    parser.add_argument(
+        "--check_determinism",
+        type=int,
+        nargs="?",
+        const=5,
+        metavar="STEPS",
+        help="instead: train so many steps twice and compare every bit; nothing is written",
+    )
     parser.add_argument("--config.KEY", metavar="VALUE", help="override any key of the config")
     arguments, assignments = cli.parse(parser, argv)
     config = config_lib.override(config_lib.load_config(arguments.config), assignments)
-    processes.start()
-    train(config, arguments.workdir)
+    if arguments.check_determinism is None and arguments.workdir is None:
+        parser.error("the following arguments are required: --workdir")
+    with processes.joined(config.faults.heartbeat_seconds):
+        if arguments.check_determinism is not None:
+            return determinism.report(config, arguments.check_determinism)
+        train(config, arguments.workdir)
     return 0

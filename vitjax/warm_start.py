@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitjax import checkpoint, experiment, parallel
+from vitjax import experiment, parallel
+from vitjax.checkpoints import steps, store
 from vitjax.data.preprocess import Preprocess
 from vitjax.experiment import Experiment
 from vitjax.interop import read
@@ -34,13 +35,16 @@ class _Weights:
 
 
 def _open(path: Path) -> _Weights:
-    if checkpoint.is_checkpoint(path):
-        step = checkpoint.find_step(path)
-        contract = checkpoint.read_contract(step)
-        shapes = named_leaves(checkpoint.read_param_shapes(step))
+    if steps.is_checkpoint(path):
+        step = steps.find_step(path)
+        contract = store.read_contract(step)
+        part = steps.weights(contract)
+        shapes = named_leaves(store.shapes_in(contract, part))
         preprocess = Preprocess.from_dict(contract["preprocess"])
         model = experiment.make_model(contract["model"], preprocess, parallel.Precision())
-        return _Weights(shapes, model, contract, lambda: checkpoint.read_params(step))
+        return _Weights(
+            shapes, model, contract, lambda: store.read_verified(step, part, None, contract)
+        )
     imported = read.open_model(path)
     shapes = named_leaves(imported.model.abstract_params)
     return _Weights(shapes, imported.model, imported.contract, imported.read)
@@ -105,3 +109,13 @@ def load_init(exp: Experiment, fresh: TrainState) -> TrainState:
     params = nested({name: place(name) for name in wanted})
     ema = None if fresh.ema is None else jax.tree.map(lambda x: x.copy(), params)
     return dataclasses.replace(fresh, params=params, ema=ema)
+
+
+def first_state(exp: Experiment) -> TrainState:
+    """The state that a run begins with: drawn, and then filled from `init.checkpoint`."""
+    state = exp.fresh_state()
+    if not exp.config.init.checkpoint:
+        return state
+    state = load_init(exp, state)
+    log.info("parameters from %s", exp.config.init.checkpoint)
+    return state

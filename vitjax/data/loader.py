@@ -9,8 +9,9 @@ So resuming needs no saved iterator, and any number of processes and threads giv
 import collections
 import concurrent.futures
 import logging
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -30,7 +31,8 @@ class Faults:
     """Counts unreadable examples and stops the run when there are too many.
 
     Attributes:
-      max_fraction: of the examples read so far, once `min_examples` have been read.
+      max_fraction: of the examples read so far, once `min_examples` have been read; with three
+        standard deviations of leave, so that a set with fewer is never stopped by an unlucky start.
     """
 
     def __init__(self, max_fraction: float = 0.01, min_examples: int = 100):
@@ -53,12 +55,12 @@ class Faults:
             is_new = example_id not in self.reasons
             self.reasons[example_id] = reason
             num_read = max(self.num_read, self.min_examples)
-            count = len(self.reasons)
+            count, allowed = len(self.reasons), self.max_fraction * num_read
         if is_new:
             log.warning(
                 "unreadable example %s (%s): its neighbour takes its place", example_id, reason
             )
-        if count > self.max_fraction * num_read:
+        if count > allowed + 3 * math.sqrt(allowed):  # more than chance makes of so many
             listed = "\n  ".join(f"{k}: {v}" for k, v in list(self.reasons.items())[:20])
             raise InputError(
                 f"{count} of {num_read} examples read are unreadable, more than "
@@ -74,6 +76,7 @@ class Loader:
         an image goes through the contract's evaluation path.
       max_labels: labels of a multi-label example are padded to this many with -1; None for
         single-label data.
+      between: called before each batch of an evaluation, which it leaves by raising.
     """
 
     def __init__(
@@ -85,11 +88,13 @@ class Loader:
         num_threads: int = 2,
         max_labels: int | None = None,
         max_unreadable_fraction: float = 0.01,
+        between: Callable[[], None] = lambda: None,
     ):
         if num_threads < 1:
             raise InputError(f"data.num_threads must be at least 1, got {num_threads}")
         self.source, self.preprocess, self.transforms = source, preprocess, tuple(transforms)
         self.max_labels = max_labels
+        self._between = between
         self.faults = Faults(max_unreadable_fraction)
         self._num_threads = num_threads
         self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, "vitjax-decode")
@@ -181,8 +186,10 @@ class Loader:
             for step in steps:
                 waiting.append(ahead.submit(read, step))
                 if len(waiting) > num_ahead:
+                    self._between()
                     yield waiting.popleft().result()
             while waiting:
+                self._between()
                 yield waiting.popleft().result()
 
     def close(self) -> None:

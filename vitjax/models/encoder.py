@@ -224,7 +224,8 @@ class ViT(nnx.Module):
           key: for dropout and stochastic depth; None means inference.
           masked: patches that the mask token replaces.
           intermediates: also return `patches` (the encoder's input) and `blocks`, a dict of every
-            block's norm1, attention, attention_weights, mlp and output, stacked over layers.
+            block's norm1, attention, attention_weights, max_logit, mlp and output, stacked over
+            layers.
 
         Returns:
           `tokens` [B, N, D] after the final norm (before it where that comes after pooling),

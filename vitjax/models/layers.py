@@ -142,12 +142,18 @@ def attend(
     key: Float[Array, "B H M K"],
     value: Float[Array, "B H M K"],
     precision: Precision,
-) -> tuple[Float[Array, "B H N K"], Float[Array, "B H N M"]]:
-    """Softmax attention with the softmax in float32; returns the mixed values and the weights."""
+) -> tuple[Float[Array, "B H N K"], dict[str, Array]]:
+    """Softmax attention with the softmax in float32.
+
+    Returns:
+      The mixed values, and what was computed on the way: `attention_weights` [B, H, N, M], and
+      `max_logit`, the largest absolute value that entered the softmax.
+    """
     logits = jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1)
+    logits = logits * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits, axis=-1)
     mixed = jnp.einsum("bhnm,bhmk->bhnk", precision.compute_cast(weights), value)
-    return mixed, weights
+    return mixed, {"attention_weights": weights, "max_logit": jnp.abs(logits).max()}
 
 
 class Attention(nnx.Module):
@@ -187,8 +193,11 @@ class Attention(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B N D"], rope: Any = None
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H N N"]]:
-        """`rope` holds the sines and cosines of the last tokens' angles, or is None."""
+    ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
+        """Returns the attended tokens, and what `attend` computed on the way.
+
+        `rope` holds the sines and cosines of the last tokens' angles, or is None.
+        """
         p = self.precision
         query, key, value = jnp.transpose(constrain(self.qkv(x), "B N 3 H K"), (2, 0, 3, 1, 4))
         if self.qv_bias is not None:
@@ -198,9 +207,9 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query, key = rotate(query, rope, p), rotate(key, rope, p)
-        mixed, weights = attend(query, key, value, p)
+        mixed, seen = attend(query, key, value, p)
         mixed = constrain(mixed, "B H N K")
-        return constrain(self.out(jnp.transpose(mixed, (0, 2, 1, 3))), "B N D"), weights
+        return constrain(self.out(jnp.transpose(mixed, (0, 2, 1, 3))), "B N D"), seen
 
 
 class Mlp(nnx.Module):
@@ -319,15 +328,9 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
         """Returns the tokens, and what was computed on the way."""
         normed = self.norm1(x)
-        attended, weights = self.attention(normed, rope)
+        attended, seen = self.attention(normed, rope)
         x = x + self._branch(attended, self.layer_scale1, key, 0, drop_path)
         transformed = self.mlp(normed if self.norm2 is None else self.norm2(x))
         x = x + self._branch(transformed, self.layer_scale2, key, 1, drop_path)
-        seen = {
-            "norm1": normed,
-            "attention": attended,
-            "attention_weights": weights,
-            "mlp": transformed,
-            "output": x,
-        }
+        seen |= {"norm1": normed, "attention": attended, "mlp": transformed, "output": x}
         return x, seen

@@ -9,7 +9,6 @@ never trained twice at once and none stays locked.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitjax.errors import InputError
+from vitjax import lock
 from vitjax.telemetry import write_whole
 
 STATUSES = ("done", "diverged", "failed")
@@ -109,20 +108,11 @@ def retry(workdir: Path, cell_id: str) -> bool:
 def claim(workdir: Path, cell_id: str) -> Iterator[bool]:
     """Locks a cell for this process while inside; gives False at once if another has it."""
     (workdir / "locks").mkdir(parents=True, exist_ok=True)
-    with (workdir / "locks" / f"{cell_id}.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise InputError(
-                f"the file system of {workdir} has no locks ({error.strerror}); choose a --workdir "
-                "on one that does"
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()} {socket.gethostname()}\n")
-        file.flush()
+    file = lock.take(workdir / "locks" / f"{cell_id}.lock")
+    if file is None:
+        yield False
+        return
+    with file:
         try:
             yield True
         finally:
@@ -131,12 +121,10 @@ def claim(workdir: Path, cell_id: str) -> Iterator[bool]:
 
 def held_by(workdir: Path, pid: int) -> list[str]:
     """The cells that a process of this host has locked, or had when it died."""
-    found = []
-    for path in sorted((workdir / "locks").glob("*.lock")):
-        words = path.read_text().split()
-        if words[:1] == [str(pid)] and words[1:] == [socket.gethostname()]:
-            found.append(path.stem)
-    return found
+    me = (pid, socket.gethostname())
+    return [
+        path.stem for path in sorted((workdir / "locks").glob("*.lock")) if lock.holder(path) == me
+    ]
 
 
 def progress(workdir: Path, cell_id: str) -> int:

@@ -5,13 +5,14 @@ import os
 import shutil
 from pathlib import Path
 
+from vitjax.checkpoints.store import is_finished
 from vitjax.config import Config
 from vitjax.telemetry import write_config
 
 
 def has_step(run: Path, step: int) -> bool:
     """Whether a run has a whole checkpoint of a step; one that is being written is not there."""
-    return (run / "checkpoints" / str(step) / "contract").is_dir()
+    return is_finished(run / "checkpoints" / str(step))
 
 
 def _link(source: str, target: str) -> None:

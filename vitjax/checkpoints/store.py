@@ -1,0 +1,317 @@
+"""One step on disk: the one file that talks to Orbax.
+
+    N/params         the parameters
+    N/ema            their moving average, where there is one
+    N/extra          what the objective keeps untrained, where it keeps anything
+    N/rest           step, key, optimizer state, health
+    N/contract.json  model, preprocessing, class names, scores, and of every array its shape, type
+                     and fingerprint
+    N/finished       written last: the contract's checksum. A step without it does not count
+
+Orbax writes and reads the arrays of each part; where they lie and whether they are right is said by
+the contract, which is checked first.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import SingleDeviceSharding
+
+from vitjax.errors import DamagedCheckpointError, InputError
+from vitjax.fingerprint import Prints, begin
+from vitjax.parallel import path_name
+from vitjax.state import TrainState, check_same_tree
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of metadata that items never have
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes that fail the first is raised
+PyTree = Any
+Contract = dict[str, Any]
+CONTRACT, FINISHED = "contract.json", "finished"
+
+
+def parts_of(state: TrainState) -> dict[str, PyTree]:
+    """The parts of a train state that are stored."""
+    rest = {"step": state.step, "key": state.key, "opt_state": state.opt_state}
+    parts = {"params": state.params, "rest": rest | {"health": state.health}}
+    if state.ema is not None:
+        parts["ema"] = state.ema
+    if jax.tree.leaves(state.extra):
+        parts["extra"] = state.extra
+    return parts
+
+
+class Writing:
+    """A step that is being written.
+
+    Args:
+      folder: where; made if missing. Every process of the run writes its own shards into it.
+      parts: trees of arrays. When this returns they are copied and may be given up.
+
+    Nothing is whole before `finish`.
+    """
+
+    def __init__(self, folder: Path, parts: Mapping[str, PyTree]):
+        self._folder = folder
+        self._handlers = {name: ocp.PyTreeCheckpointHandler() for name in parts}
+        self._prints = {name: begin(tree) for name, tree in parts.items()}
+        self._shapes = {name: _shapes(tree) for name, tree in parts.items()}
+        self._futures: list[Any] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, tree in parts.items():
+            place = epath.Path(folder / name)
+            place.mkdir(exist_ok=True)
+            save = self._handlers[name].async_save(place, args=ocp.args.PyTreeSave(_nested(tree)))
+            self._futures += _run(save) or []
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more; raises what went wrong first."""
+        failure: BaseException | None = None
+        for future in self._futures:
+            try:
+                future.result()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def finish(self, contract: Contract) -> None:
+        """Completes the folder with its contract. For one process, once all have waited."""
+        arrays = {}
+        for name, prints in self._prints.items():
+            self._handlers[name].finalize(epath.Path(self._folder / name))
+            values = prints.values()
+            shapes = self._shapes[name]
+            arrays[name] = {path: [*shapes[path], value] for path, value in values.items()}
+        _write_synced(self._folder / CONTRACT, json.dumps(contract | {"arrays": arrays}, indent=1))
+
+
+def _run(coroutine: Any) -> Any:
+    """Runs a coroutine to its end, also where a notebook runs a loop of its own."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _nested(tree: PyTree) -> dict[str, Any]:
+    """The tree with dicts for all its containers: on disk only the paths of arrays matter."""
+    found: dict[str, Any] = {}
+    for path, leaf in named(tree).items():
+        *parents, last = path.split("/")
+        node = found
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return found
+
+
+def _shapes(tree: PyTree) -> dict[str, list[Any]]:
+    return {path: [list(x.shape), str(x.dtype)] for path, x in named(tree).items()}
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _checksum(folder: Path) -> str:
+    return hashlib.sha256((folder / CONTRACT).read_bytes()).hexdigest()
+
+
+def mark_finished(folder: Path) -> None:
+    """Makes a step count."""
+    _write_synced(folder / FINISHED, _checksum(folder) + "\n")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a step was written to its end, as far as its marker says."""
+    return (folder / FINISHED).is_file()
+
+
+def read_contract(folder: Path) -> Contract:
+    """What a step says of itself, checked against its marker.
+
+    Raises:
+      InputError: it may not be read.
+      DamagedCheckpointError: it is not what was written.
+    """
+    try:
+        marker = (folder / FINISHED).read_text().strip()
+        text = (folder / CONTRACT).read_bytes()
+    except PermissionError as error:
+        raise not_allowed(error) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedCheckpointError(f"{folder} is damaged: {error}") from error
+    if hashlib.sha256(text).hexdigest() != marker:
+        raise DamagedCheckpointError(
+            f"{folder} is damaged: {CONTRACT} is not what {FINISHED} says that it was"
+        )
+    return json.loads(text)
+
+
+def not_allowed(error: PermissionError) -> InputError:
+    """What to say of a file that may not be read."""
+    path = Path(error.filename or ".")
+    owner = ""
+    while path != path.parent:
+        try:
+            owner = f"; {path} belongs to user {path.stat().st_uid}, this is user {os.geteuid()}"
+            break
+        except OSError:
+            path = path.parent
+    return InputError(f"may not read {error.filename}{owner}; nothing was changed")
+
+
+def shapes_in(contract: Contract, part: str) -> PyTree:
+    """The tree of arrays that a part holds, as shapes, with nothing read."""
+    leaves = contract["arrays"].get(part, {}).items()
+    return _nested({p: jax.ShapeDtypeStruct(tuple(s), d) for p, (s, d, _) in leaves})
+
+
+def read_part(folder: Path, contract: Contract, part: str, target: PyTree) -> PyTree:
+    """Reads one part into the shapes and shardings of a target; see `verify` for what it is worth.
+
+    Of several processes each reads its own shards, and waits for nobody.
+
+    Raises:
+      InputError: the target is of another model, or a file may not be read.
+      DamagedCheckpointError: files are missing or cannot be decoded.
+    """
+    where = folder / part
+    if part not in contract["arrays"]:
+        raise InputError(f"{where}: this step has no {part}, which this config asks for")
+    check_same_tree(target, shapes_in(contract, part), str(where))
+    try:
+        for path in (where, *where.rglob("*")):
+            if path.exists() and not os.access(path, os.R_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        found = named(_restore(where, _nested(target)))
+        leaves = [found[path] for path in named(target)]
+        return jax.tree.unflatten(jax.tree.structure(target), leaves)
+    except PermissionError as error:
+        raise not_allowed(error) from error
+    except Exception as error:  # whatever a damaged file makes of Orbax and its libraries
+        if "ermission denied" in str(error):
+            raise InputError(f"may not read {where}: {error}; nothing was changed") from error
+        reason = " ".join(str(error).split())[:300]
+        raise DamagedCheckpointError(
+            f"{where} is damaged: {type(error).__name__}: {reason}"
+        ) from error
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that ends its tasks before it closes: of many reads the first that fails is
+    raised, and the others would come back to a closed loop and each complain of that."""
+
+    def close(self) -> None:
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(_all(tasks))
+        super().close()
+
+    def call_exception_handler(self, context: Any) -> None:
+        """Says nothing: the first failure is raised, and tells enough."""
+
+
+async def _all(tasks: set[asyncio.Task]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Loops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _Loop()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    old = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_Loops())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(old)
+
+
+def _restore(where: Path, item: PyTree, partial: bool = False) -> PyTree:
+    arguments = ocp.checkpoint_utils.construct_restore_args(item)
+    with _quietly():
+        return ocp.PyTreeCheckpointHandler().restore(
+            epath.Path(where),
+            args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=partial),
+        )
+
+
+def verify(prints: Prints, contract: Contract, part: str, where: Path) -> None:
+    """Compares fingerprints of what was read with those of what was written.
+
+    Raises:
+      DamagedCheckpointError: an array is not what was saved.
+    """
+    found = prints.values()
+    expected = contract["arrays"][part]
+    bad = [name for name, value in found.items() if expected[name][2] != value]
+    if bad:
+        raise DamagedCheckpointError(
+            f"{where / part} is damaged: {len(bad)} of {len(found)} arrays differ from what was "
+            f"saved, first {bad[0]}"
+        )
+
+
+def read_verified(
+    folder: Path, part: str, target: PyTree = None, contract: Contract | None = None
+) -> PyTree:
+    """One part of a step, checked; on one device, or with the shardings of a target."""
+    folder = folder.absolute()
+    contract = read_contract(folder) if contract is None else contract
+    if target is None:
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes_in(contract, part),
+        )
+    tree = read_part(folder, contract, part, target)
+    verify(begin(tree), contract, part, folder)
+    return tree
+
+
+def check_leaf_by_leaf(
+    folder: Path, contract: Contract, part: str, seen: Callable[[int], None] | None = None
+) -> list[str]:
+    """The arrays of a part that are not what was saved, with one array in memory at a time.
+
+    Args:
+      seen: called with the bytes of each array when it is done.
+    """
+    bad = []
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    for path, (shape, dtype, expected) in contract["arrays"][part].items():
+        leaf = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=device)
+        try:
+            found = _restore(folder / part, _nested({path: leaf}), partial=True)
+            is_right = begin(found).values() == {path: expected}
+        except PermissionError as error:
+            raise not_allowed(error) from error
+        except Exception:
+            is_right = False
+        if not is_right:
+            bad.append(path)
+        if seen is not None:
+            seen(int(np.prod(shape)) * np.dtype(leaf.dtype).itemsize)
+    return bad
