@@ -1,9 +1,9 @@
 """The progress line: live in a terminal, plain lines in a pipe, and always a log file."""
 
+import contextlib
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 log = logging.getLogger("vitjax")
 
 
-@contextmanager
+@contextlib.contextmanager
 def logging_to(workdir: Path | None, process: int = 0) -> Iterator[Console]:
     """Sends the package's log to the terminal and, with a workdir, to its train.log.
 
@@ -22,9 +22,8 @@ def logging_to(workdir: Path | None, process: int = 0) -> Iterator[Console]:
     console = Console(stderr=True, highlight=False, quiet=process > 0)
     handlers: list[logging.Handler] = [_ConsoleHandler(console)]
     if workdir is not None:
-        handlers.append(
-            logging.FileHandler(workdir / ("train.log" if process == 0 else f"train.{process}.log"))
-        )
+        name = "train.log" if process == 0 else f"train.{process}.log"
+        handlers.append(_FileHandler(workdir / name))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -38,6 +37,11 @@ def logging_to(workdir: Path | None, process: int = 0) -> Iterator[Console]:
             handler.close()
 
 
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A line that cannot be written is no reason to say so at every line."""
+
+
 class _ConsoleHandler(logging.Handler):
     def __init__(self, console: Console):
         super().__init__()
@@ -46,7 +50,8 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not self._console.is_terminal and getattr(record, "live_only", False):
             return
-        self._console.print(self.format(record), markup=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # standard error may lie on a disk that is full
+            self._console.print(self.format(record), markup=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,6 @@
 """What a run writes about itself: metrics, events, the resolved config, the summary."""
 
 import collections
-import contextlib
 import errno
 import json
 import logging
@@ -181,22 +180,26 @@ class MetricWriter:
                 SummaryWriter,  # a second of CPU time: not before the first step
             )
 
-            try:
-                self._board = SummaryWriter(self._board_folder)
+            try:  # without a bound on its queue: its thread ends where it cannot write
+                self._board = SummaryWriter(self._board_folder, max_queue=0)
             except OSError:
                 return
-        # Its thread ends where it cannot write, and whoever gives it more would wait for ever.
-        if self._board.file_writer.event_writer._worker.is_alive():
-            for name, value in row.items():
-                self._board.add_scalar(name, value, self._step)
+        for name, value in row.items():
+            self._board.add_scalar(name, value, self._step)
 
     def close(self) -> None:
         """Leaves a row that was not flushed unwritten: its step will be run again."""
         if self._lines is not None:
             self._lines.close()
-        if self._board is not None:
-            with contextlib.suppress(OSError):
-                self._board.close()
+        if self._board is None:
+            return
+        writer = self._board.file_writer.event_writer
+        if writer._worker.is_alive():
+            closing = threading.Thread(target=self._board.close, daemon=True)
+            closing.start()  # which waits for ever should its thread end now
+            closing.join(10.0)
+        else:  # so does the end of this process for what that thread did not read
+            writer._event_queue.cancel_join_thread()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:

@@ -35,8 +35,9 @@ from vitjax.fingerprint import Prints, begin
 from vitjax.parallel import path_name
 from vitjax.state import TrainState, check_same_tree
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of metadata that items never have
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes that fail the first is raised
+# What fails in Orbax is raised, too; these would add a page for every array.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 PyTree = Any
 Contract = dict[str, Any]
 CONTRACT, FINISHED = "contract.json", "finished"
@@ -70,6 +71,8 @@ class Writing:
         self._shapes = {name: _shapes(tree) for name, tree in parts.items()}
         self._futures: list[Any] = []
         folder.mkdir(parents=True, exist_ok=True)
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_quietly())
         for name, tree in parts.items():
             place = epath.Path(folder / name)
             place.mkdir(exist_ok=True)
@@ -84,6 +87,7 @@ class Writing:
                 future.result()
             except Exception as error:
                 failure = failure or error
+        self._quiet.close()
         if failure is not None:
             raise failure
 
