@@ -91,6 +91,19 @@ def native():
     return make
 
 
+LONGEST_FIRST = ("test_survival.py", "test_processes.py", "test_docs.py", "test_planning.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest begin, so that no worker ends alone with one."""
+
+    def rank(item):
+        name = item.path.name
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=rank)
+
+
 def pytest_sessionfinish(session, exitstatus):
     """Where everything is installed, a skipped test is a failed one."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -443,7 +443,6 @@ def test_the_hybrids_stem_equals_torch(blocks, patch_size):
         {"stem": "resnet", "patch_size": 8, "stem_blocks": (), "stem_width": 32},
         {"stem": "resnet", "patch_size": 16, "stem_blocks": (1, 1, 2), "stem_width": 32},
     ],
-    ids=str,
 )
 def test_stems_are_counted_exactly_and_take_other_sizes(options):
     model = vit(**HYBRID | options, scan=False)

@@ -403,7 +403,6 @@ def test_stochastic_depth_drops_whole_examples():
         (vit, {"shape": "B/14", "stem": "resnet"}, "must be a multiple of the ResNet's stride"),
         (vit, {"shape": "B/16", "stem": "inception"}, "unknown model.stem 'inception'"),
     ],
-    ids=str,
 )
 def test_numbers_that_make_no_network(function, options, message):
     with pytest.raises(InputError, match=message):

@@ -15,6 +15,7 @@ from PIL import Image
 from test_scaling_report import record
 
 from vitjax import cli
+from vitjax.config import load_config
 from vitjax.sweep.table import read_plan
 
 SHRINK = [
@@ -120,6 +121,19 @@ def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys, n
         assert done.returncode == 0, f"{name}: {argv}\n{done.stderr}"
 
 
+def test_every_promise_names_a_test_that_there_is(root):
+    text = (root / "docs" / "reliability.md").read_text()
+    promised = re.findall(r"`(tests/\w+\.py)::(\w+)`", text)
+    assert len(promised) > 20
+    for path, name in promised:
+        assert f"def {name}(" in (root / path).read_text(), f"{path}::{name}"
+    keys = re.findall(r"`((?:checkpoint|faults|monitor)\.\w+)", text)
+    config = load_config("quickstart")
+    for key in keys:
+        block, _, name = key.partition(".")
+        assert name in config[block], key
+
+
 def test_the_readme_s_commands_are_those_of_ci(root):
     text = (root / "README.md").read_text()
     for mark in ("<!-- main job -->", "<!-- tests -->"):
@@ -139,6 +153,7 @@ def test_the_readme_s_commands_are_those_of_ci(root):
         "docs/scaling.md",
         "docs/scaling_reproductions.md",
         "docs/weights.md",
+        "docs/reliability.md",
     ],
 )
 def test_links_lead_somewhere(root, name):

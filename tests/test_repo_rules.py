@@ -60,7 +60,14 @@ def test_the_slurm_template_requeues_only_what_can_go_on(root, tmp_path):
         script = tmp_path / name
         script.write_text(f'#!/bin/bash\necho "{name} $*" >> {record}\n{body}\n')
         script.chmod(0o755)
-    for status, requeues in ((0, False), (75, True), (143, True), (1, False), (2, False)):
+    for status, requeues in (
+        (0, False),
+        (75, True),
+        (134, True),
+        (143, True),
+        (1, False),
+        (2, False),
+    ):
         record.write_text("")
         done = subprocess.run(
             ["bash", str(root / "launch" / "slurm_one_node.sbatch"), "--config=quickstart"],

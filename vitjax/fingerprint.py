@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, UInt32
 
 from vitjax.parallel import path_name
 
 PyTree = Any
+ROW = 512
 
 
 def mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
@@ -38,21 +40,36 @@ def _part(x: Array, start: UInt32[Array, ""]) -> UInt32[Array, ""]:
     return mix(bits + mix(position + (start + jnp.uint32(1)))).sum(dtype=jnp.uint32)
 
 
-# Compiled by shape, not by tree: parameters, averages and moments share their programs.
-@functools.partial(jax.jit, static_argnums=(1, 2))
+def _folded(x: Array) -> Array:
+    """The same values in rows of some hundreds: the shape that is hashed fastest on CPUs."""
+    shape = list(x.shape)
+    while len(shape) > 2 and shape[-1] < ROW:
+        shape[-2:] = [shape[-2] * shape[-1]]
+    return x.reshape(-1, shape[-1]) if x.ndim > 1 else x
+
+
 def _leaf(x: Array, is_stacked: bool, is_whole: bool) -> UInt32[Array, ""]:
     zero = jnp.zeros((), jnp.uint32)
-    # Flat, an array is hashed twice as fast on CPUs; what is spread over devices keeps its shape.
+
+    def fold(block):  # what is spread over devices keeps its shape
+        return _folded(block) if is_whole else block
+
     if not is_stacked or x.ndim < 2:
-        return _part(x.reshape(-1) if is_whole else x, zero)
+        return _part(fold(x), zero)
     size = jnp.uint32(x[0].size % 2**32)
-    x = x.reshape(x.shape[0], -1) if is_whole else x
 
     def body(carry, block):  # one block at a time: XLA holds a copy of what it sums on CPUs
         start, total = carry
-        return (start + size, total + _part(block, start)), None
+        return (start + size, total + _part(fold(block), start)), None
 
     return jax.lax.scan(body, (zero, zero), x)[0][1]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _tree(
+    leaves: list[Array], stacked: tuple[bool, ...], whole: tuple[bool, ...]
+) -> UInt32[Array, "leaves"]:
+    return jnp.stack([_leaf(*given) for given in zip(leaves, stacked, whole, strict=True)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +77,14 @@ class Prints:
     """Fingerprints that the devices may still be working on."""
 
     names: tuple[str, ...]
-    numbers: tuple[Any, ...]
+    numbers: Any
 
     def values(self) -> dict[str, str]:
         """Eight hexadecimal digits for every path; waits for the devices."""
-        numbers = [int(n.addressable_data(0)) for n in self.numbers]
-        return {name: f"{n:08x}" for name, n in zip(self.names, numbers, strict=True)}
+        if not self.names:
+            return {}
+        numbers = np.asarray(self.numbers.addressable_data(0))
+        return {name: f"{int(n):08x}" for name, n in zip(self.names, numbers, strict=True)}
 
 
 def begin(tree: PyTree) -> Prints:
@@ -75,12 +94,12 @@ def begin(tree: PyTree) -> Prints:
     """
     named = jax.tree.leaves_with_path(tree)
     names = tuple(path_name(path) for path, _ in named)
-    numbers = []
-    for name, (_, leaf) in zip(names, named, strict=True):
-        leaf = jnp.asarray(leaf)
-        is_whole = len(leaf.sharding.device_set) == 1
-        numbers.append(_leaf(leaf, "/blocks/" in f"/{name}", is_whole))
-    return Prints(names, tuple(numbers))
+    if not named:
+        return Prints((), None)
+    leaves = [jnp.asarray(leaf) for _, leaf in named]
+    stacked = tuple("/blocks/" in f"/{name}" for name in names)
+    whole = tuple(len(leaf.sharding.device_set) == 1 for leaf in leaves)
+    return Prints(names, _tree(leaves, stacked, whole))
 
 
 def fingerprint(tree: PyTree) -> dict[str, str]:

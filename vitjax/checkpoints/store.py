@@ -254,6 +254,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _restore(where: Path, item: PyTree, partial: bool = False) -> PyTree:
+    where = where.absolute()  # Orbax takes no other
     arguments = ocp.checkpoint_utils.construct_restore_args(item)
     with _quietly():
         return ocp.PyTreeCheckpointHandler().restore(
