@@ -287,7 +287,7 @@ def test_a_half_written_line_is_cut_off_and_no_step_is_written_twice(tmp_path):
     writer.add(3, {"train/loss": 3.0})
     writer.close()  # the row of step 3 may not be whole: its step is run again
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "tra')
+        file.write("\0" * 40 + '\n{"step": 3, "tra')  # a power cut, and a kill
     writer = MetricWriter(tmp_path)
     for step in (2, 3):
         writer.add(step, {"train/loss": 9.0})

@@ -91,8 +91,9 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 class Lines:
     """A file of JSON objects, one a line, that is only ever appended to.
 
-    A line that a kill left half written is cut off at the start. On a disk that is full lines wait
-    in memory until they can be written; they are whole or not there. Threads may share it.
+    A line that a kill or a power cut left half written is cut off at the start. On a disk that is
+    full lines wait in memory until they can be written; they are whole or not there. Threads may
+    share it.
     """
 
     def __init__(self, path: Path):
@@ -102,12 +103,7 @@ class Lines:
         self._is_failing = False
         self.last: dict[str, Any] | None = None  # of the lines that were there
         if path.exists():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if whole != content:
-                os.truncate(path, len(whole))
-            lines = whole.splitlines()
-            self.last = json.loads(lines[-1]) if lines else None
+            self.last = _cut_off_broken_end(path)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def add(self, line: dict[str, Any]) -> None:
@@ -136,6 +132,22 @@ class Lines:
         with self._guard:
             self._write()
             os.close(self._file)
+
+
+def _cut_off_broken_end(path: Path) -> dict[str, Any] | None:
+    """Cuts a file of JSON lines off behind its last whole line, which is returned."""
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    last: dict[str, Any] | None = None
+    while end and last is None:
+        start = content.rfind(b"\n", 0, end - 1) + 1
+        try:
+            last = json.loads(content[start:end])
+        except ValueError:  # a power cut leaves zeros
+            end = start
+    if end < len(content):
+        os.truncate(path, end)
+    return last
 
 
 class MetricWriter:
