@@ -3,8 +3,10 @@
 Importing the package is cheap; JAX is imported by what needs it.
 """
 
+import time
 from pathlib import Path
 
+IMPORTED_AT = time.perf_counter()
 __version__ = "0.1.0"
 
 

@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
 import threading
 import time
 from importlib import metadata
@@ -225,7 +224,7 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
 class Clock:
     """Sorts a launch's wall time into what it went on: steps, data, evaluation, checkpoints.
 
-    It began with the process, if it is the first one there, so that Python's own start counts.
+    It began when the package was imported, if it is the process's first, so that imports count.
     """
 
     def __init__(self):
@@ -249,14 +248,12 @@ class Clock:
 
 
 def _age() -> float:
-    """Seconds since this process began, for its first clock; 0 for later ones."""
+    """Seconds since this process imported the package, for its first clock; 0 for later ones."""
     global _has_clock
-    if _has_clock or not sys.platform.startswith("linux"):
+    if _has_clock:
         return 0.0
     _has_clock = True
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    began = ticks / os.sysconf("SC_CLK_TCK")
-    return max(time.clock_gettime(time.CLOCK_BOOTTIME) - began, 0.0)
+    return time.perf_counter() - vitjax.IMPORTED_AT
 
 
 _has_clock = False
