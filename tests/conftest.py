@@ -55,6 +55,18 @@ def tiny_config(**changes):
     return config_lib.override(config, [f"{k.replace('__', '.')}={v}" for k, v in changes.items()])
 
 
+def use_one_device(patch):
+    """Runs through train() use one of the eight devices."""
+    from vitjax import parallel
+
+    make_mesh = parallel.make_mesh
+    patch.setattr(
+        parallel,
+        "make_mesh",
+        lambda sizes, devices=None: make_mesh(sizes, devices or jax.devices()[:1]),
+    )
+
+
 @pytest.fixture
 def make_config():
     return tiny_config

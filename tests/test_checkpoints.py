@@ -11,9 +11,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from conftest import use_one_device
 
 import vitjax
-from vitjax import cli, experiment, parallel
+from vitjax import cli, experiment
 from vitjax.checkpoints import steps, store
 from vitjax.checkpoints.policy import Interval, Keep
 from vitjax.checkpoints.run import Checkpoints
@@ -24,16 +25,9 @@ FLIPS = int(os.environ.get("VITJAX_FLIPS", 60))
 SEED = int(os.environ.get("VITJAX_TEST_SEED", time.time()))
 
 
-def one_device(patch):
-    make_mesh = parallel.make_mesh
-    patch.setattr(
-        parallel, "make_mesh", lambda sizes, devices=None: make_mesh(sizes, jax.devices()[:1])
-    )
-
-
 @pytest.fixture(autouse=True)
 def single_device(monkeypatch):
-    one_device(monkeypatch)
+    use_one_device(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +38,7 @@ def trained(tmp_path_factory):
     config = tiny_config(total_steps=12, eval_every=12)
     workdir = tmp_path_factory.mktemp("checkpoints") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        one_device(patch)
+        use_one_device(patch)
         train(config, workdir)
     return workdir, config
 
@@ -305,6 +299,20 @@ def failing_disk(monkeypatch, calls):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store.Writing, "wait", wait)
+
+
+def test_a_marker_that_is_cut_short_leaves_no_step_that_counts(tmp_path, make_config, monkeypatch):
+    real = store.mark_finished
+
+    def cut_short(folder):
+        if folder.name == "4":
+            (folder / store.FINISHED).touch()
+            raise OSError(28, "No space left on device")
+        real(folder)
+
+    monkeypatch.setattr(store, "mark_finished", cut_short)
+    train(make_config(total_steps=6, eval_every=0, checkpoint_every=2), tmp_path)
+    assert steps.whole_steps(tmp_path / "checkpoints") == [2, 6]
 
 
 def test_training_goes_on_over_failed_saves_and_tries_the_last_again(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import poisoned
 import pytest
+from conftest import use_one_device
 from test_train import assert_same_run, interrupt_at
 
 from vitjax import cli, determinism, experiment, guard, lock, parallel
@@ -26,12 +27,7 @@ from vitjax.telemetry import Lines, read_metrics
 @pytest.fixture(autouse=True)
 def single_device(monkeypatch, request):
     if "mesh" not in request.node.name:
-        make_mesh = parallel.make_mesh
-        monkeypatch.setattr(
-            parallel,
-            "make_mesh",
-            lambda sizes, devices=None: make_mesh(sizes, devices or jax.devices()[:1]),
-        )
+        use_one_device(monkeypatch)
 
 
 @pytest.fixture
@@ -222,6 +218,8 @@ def test_a_signal_in_an_evaluation_leaves_it_and_it_is_made_up_for(
     train_lib.train(config, tmp_path / "broken")
     assert_same_run(tmp_path / "whole", tmp_path / "broken", 8)
     assert (tmp_path / "broken" / "summary.json").exists()
+    monkeypatch.setattr(experiment.Experiment, "compile", lambda self: 1 / 0)
+    assert train_lib.train(config, tmp_path / "broken")["step"] == 8  # nothing is left to do
 
 
 def test_signals_that_are_repeated_or_come_during_a_save_are_one(

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
+from conftest import use_one_device
 
-from vitjax import cli, parallel
+from vitjax import cli
 from vitjax import train as train_lib
 from vitjax.checkpoints import store
 from vitjax.config import override
@@ -53,12 +53,7 @@ def workdir(plan, tmp_path):
 @pytest.fixture(autouse=True)
 def single_device(monkeypatch):
     """Runs in this process use one of the eight devices."""
-    make_mesh = parallel.make_mesh
-    monkeypatch.setattr(
-        parallel,
-        "make_mesh",
-        lambda sizes, devices=None: make_mesh(sizes, devices or jax.devices()[:1]),
-    )
+    use_one_device(monkeypatch)
 
 
 def fit_cells(plan):

@@ -8,6 +8,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from conftest import use_one_device
 
 from vitjax import experiment, parallel, warm_start
 from vitjax import train as train_lib
@@ -44,12 +45,7 @@ def one_device():
 def single_device(monkeypatch, request):
     """Runs through train() use one of the eight devices."""
     if "mesh" not in request.node.name:
-        make_mesh = parallel.make_mesh
-        monkeypatch.setattr(
-            parallel,
-            "make_mesh",
-            lambda sizes, devices=None: make_mesh(sizes, devices or jax.devices()[:1]),
-        )
+        use_one_device(monkeypatch)
 
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)

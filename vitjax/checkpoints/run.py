@@ -112,9 +112,12 @@ class Checkpoints:
         )
 
     def pending_row(self) -> dict[str, float]:
-        """What the newest step says was measured, if its evaluation was interrupted."""
+        """What the newest step says was measured, if its evaluation was interrupted and the run has
+        not ended since."""
         row: dict[str, float] = {}
-        if self._is_first and (found := steps.whole_steps(self.directory)):
+        has_ended = (self.directory.parent / "summary.json").exists()
+        found = steps.whole_steps(self.directory) if self._is_first else []
+        if found and not has_ended:
             with contextlib.suppress(DamagedCheckpointError):
                 row = store.read_contract(self.directory / str(found[-1])).get("row", {})
         return self._ahead.from_first(row)
@@ -202,6 +205,8 @@ class Checkpoints:
                 self._remove_old()
             else:
                 shutil.rmtree(steps.saving_folder(self.directory, step), ignore_errors=True)
+                # A marker that was cut short must not make the step count.
+                shutil.rmtree(self.directory / str(step), ignore_errors=True)
                 reason = f"{reason}{_space(self.directory, size)}"
                 log.warning("step %d could not be saved: %s", step, reason)
                 self.on_event("save_failed", step=step, reason=reason)

@@ -73,11 +73,17 @@ class Writing:
         folder.mkdir(parents=True, exist_ok=True)
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(_quietly())
-        for name, tree in parts.items():
-            place = epath.Path(folder / name)
-            place.mkdir(exist_ok=True)
-            save = self._handlers[name].async_save(place, args=ocp.args.PyTreeSave(_nested(tree)))
-            self._futures += _run(save) or []
+        try:
+            for name, tree in parts.items():
+                place = epath.Path(folder / name)
+                place.mkdir(exist_ok=True)
+                arguments = ocp.args.PyTreeSave(_nested(tree))
+                save = self._handlers[name].async_save(place, args=arguments)
+                self._futures += _run(save) or []
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.wait()  # what was begun must end before the folder is removed
+            raise
 
     def wait(self) -> None:
         """Returns when nothing is being written any more; raises what went wrong first."""
@@ -298,25 +304,25 @@ def read_verified(
 
 def check_leaf_by_leaf(
     folder: Path, contract: Contract, part: str, seen: Callable[[int], None] | None = None
-) -> list[str]:
-    """The arrays of a part that are not what was saved, with one array in memory at a time.
+) -> dict[str, str]:
+    """The arrays of a part that are not what was saved, each with the reason; one array is in
+    memory at a time.
 
     Args:
       seen: called with the bytes of each array when it is done.
     """
-    bad = []
+    bad: dict[str, str] = {}
     device = SingleDeviceSharding(jax.local_devices()[0])
     for path, (shape, dtype, expected) in contract["arrays"][part].items():
         leaf = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=device)
         try:
             found = _restore(folder / part, _nested({path: leaf}), partial=True)
-            is_right = begin(found).values() == {path: expected}
+            if begin(found).values() != {path: expected}:
+                bad[path] = "differs from what was saved"
         except PermissionError as error:
             raise not_allowed(error) from error
-        except Exception:
-            is_right = False
-        if not is_right:
-            bad.append(path)
+        except Exception as error:  # whatever a damaged file makes of Orbax and its libraries
+            bad[path] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if seen is not None:
             seen(int(np.prod(shape)) * np.dtype(leaf.dtype).itemsize)
     return bad

@@ -88,16 +88,17 @@ def verify(folder: Path, step: int | None) -> int:
             continue
         arrays = {part: contract["arrays"][part] for part in contract["arrays"]}
         total = sum(_bytes(*leaf[:2]) for part in arrays.values() for leaf in part.values())
-        bad: list[str] = []
+        bad: dict[str, str] = {}
         with _progress(f"step {number}", total) as seen:
             for part in arrays:
                 found = store.check_leaf_by_leaf(path, contract, part, seen)
-                bad += [f"{part}/{name}" for name in found]
+                bad |= {f"{part}/{name}": reason for name, reason in found.items()}
         count = sum(len(part) for part in arrays.values())
         if bad:
             is_all_right = False
-            shown = ", ".join(bad[:5]) + (" ..." if len(bad) > 5 else "")
-            print(f"step {number}: DAMAGED, {len(bad)} of {count} arrays: {shown}")
+            print(f"step {number}: DAMAGED, {len(bad)} of {count} arrays")
+            for name, reason in list(bad.items())[:5]:
+                print(f"  {name}: {reason}")
         else:
             print(f"step {number}: whole, {count} arrays, {total / 2**20:,.1f} MiB")
     return 0 if is_all_right else 1
