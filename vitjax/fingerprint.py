@@ -27,12 +27,16 @@ def mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     return x ^ (x >> 16)
 
 
+def _bits(x: Array) -> Array:
+    """The values as unsigned numbers of the same width."""
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint8)
+    return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+
+
 def _part(x: Array, start: UInt32[Array, ""]) -> UInt32[Array, ""]:
     """The sum over an array whose first value stands at `start` of the whole."""
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    bits = _bits(x).astype(jnp.uint32)
     position = jnp.zeros(x.shape, jnp.uint32)
     for dim, size in enumerate(x.shape):
         index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
@@ -57,6 +61,9 @@ def _leaf(x: Array, is_stacked: bool, is_whole: bool) -> UInt32[Array, ""]:
     if not is_stacked or x.ndim < 2:
         return _part(fold(x), zero)
     size = jnp.uint32(x[0].size % 2**32)
+
+    if x.dtype == jnp.bfloat16:  # inside a loop XLA turns all of it into float32 first, on CPUs
+        x = _bits(x)
 
     def body(carry, block):  # one block at a time: XLA holds a copy of what it sums on CPUs
         start, total = carry

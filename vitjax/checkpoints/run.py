@@ -25,7 +25,6 @@ from vitjax.checkpoints import steps, store
 from vitjax.checkpoints.policy import Interval, Keep
 from vitjax.config import Config
 from vitjax.errors import DamagedCheckpointError, InputError, SaveError
-from vitjax.fingerprint import begin
 from vitjax.processes import Messages
 from vitjax.state import TrainState, tree_bytes
 
@@ -305,9 +304,8 @@ class Checkpoints:
         for found in self._ahead.from_all(problem):  # before anything that all must do together
             if found is not None:
                 raise (InputError if found[0] == "InputError" else DamagedCheckpointError)(found[1])
-        prints = {name: begin(tree) for name, tree in read.items()}
-        for name in parts:
-            store.verify(prints[name], contract, name, folder)
+        for name, tree in read.items():
+            store.verify(tree, contract, name, folder)
         state = TrainState(
             params=read["params"],
             ema=read.get("ema"),

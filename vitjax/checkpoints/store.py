@@ -1,4 +1,4 @@
-"""One step on disk: the one file that talks to Orbax.
+"""One step on disk: the one file that talks to Orbax and TensorStore.
 
     N/params         the parameters
     N/ema            their moving average, where there is one
@@ -8,8 +8,9 @@
                      and fingerprint
     N/finished       written last: the contract's checksum. A step without it does not count
 
-Orbax writes and reads the arrays of each part; where they lie and whether they are right is said by
-the contract, which is checked first.
+Orbax writes the arrays of each part, in chunks. They are read through TensorStore, which is what
+Orbax writes with: each shard straight into its place, so that a host needs hardly more memory than
+its shards. What there is and whether it is right is said by the contract, which is checked first.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import errno
 import hashlib
 import json
 import logging
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,11 +29,12 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from vitjax.errors import DamagedCheckpointError, InputError
-from vitjax.fingerprint import Prints, begin
+from vitjax.fingerprint import begin
 from vitjax.parallel import path_name
 from vitjax.state import TrainState, check_same_tree
 
@@ -40,6 +43,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 PyTree = Any
 Contract = dict[str, Any]
+CHUNK = 4 * 2**20  # bytes of an array that are compressed and decoded at a time
 CONTRACT, FINISHED = "contract.json", "finished"
 
 
@@ -77,7 +81,9 @@ class Writing:
             for name, tree in parts.items():
                 place = epath.Path(folder / name)
                 place.mkdir(exist_ok=True)
-                arguments = ocp.args.PyTreeSave(_nested(tree))
+                item = _nested(tree)
+                chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), item)
+                arguments = ocp.args.PyTreeSave(item, chunked)
                 save = self._handlers[name].async_save(place, args=arguments)
                 self._futures += _run(save) or []
         except BaseException:
@@ -213,7 +219,7 @@ def read_part(folder: Path, contract: Contract, part: str, target: PyTree) -> Py
         for path in (where, *where.rglob("*")):
             if path.exists() and not os.access(path, os.R_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        found = named(_restore(where, _nested(target)))
+        found = _read(where, target)
         leaves = [found[path] for path in named(target)]
         return jax.tree.unflatten(jax.tree.structure(target), leaves)
     except PermissionError as error:
@@ -228,7 +234,7 @@ def read_part(folder: Path, contract: Contract, part: str, target: PyTree) -> Py
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that ends its tasks before it closes: of many reads the first that fails is
+    """An event loop that ends its tasks before it closes: of many writes the first that fails is
     raised, and the others would come back to a closed loop and each complain of that."""
 
     def close(self) -> None:
@@ -259,23 +265,52 @@ def _quietly() -> Iterator[None]:
         asyncio.set_event_loop_policy(old)
 
 
-def _restore(where: Path, item: PyTree, partial: bool = False) -> PyTree:
-    where = where.absolute()  # Orbax takes no other
-    arguments = ocp.checkpoint_utils.construct_restore_args(item)
-    with _quietly():
-        return ocp.PyTreeCheckpointHandler().restore(
-            epath.Path(where),
-            args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=partial),
-        )
+def _read(where: Path, wanted: PyTree) -> dict[str, jax.Array]:
+    """Arrays by their paths. Each shard is read once, straight into place, one array at a time."""
+    where = where.absolute()
+    metadata = json.loads((where / "_METADATA").read_text())
+    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+    found = {}
+    for path, leaf in named(wanted).items():
+        name = path.replace("/", ".") + "/"
+        kept = {"driver": "ocdbt", "base": f"file://{where}/", "path": name}
+        spec = {"driver": driver, "kvstore": kept, "fill_missing_data_reads": False}
+        found[path] = _fill(ts.open(spec, open=True, read=True, context=context).result(), leaf)
+    return found
 
 
-def verify(prints: Prints, contract: Contract, part: str, where: Path) -> None:
-    """Compares fingerprints of what was read with those of what was written.
+def _fill(source: ts.TensorStore, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    blocks: dict[str, tuple[Any, list[jax.Device]]] = {}
+    assert leaf.sharding is not None
+    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+        blocks.setdefault(str(index), (index, []))[1].append(device)
+    shards = []
+    for index, devices in blocks.values():
+        block = _pages(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+        ts.array(block).write(source[index]).result()
+        shards += [jax.device_put(block, device, may_alias=False) for device in devices]
+        jax.block_until_ready(shards)
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
+
+
+def _pages(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array in pages of its own, which go back to the system with it."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, int(np.prod(shape))).reshape(shape)
+
+
+def verify(tree: PyTree, contract: Contract, part: str, where: Path) -> None:
+    """Compares what was read with the fingerprints of what was written, one array at a time.
+
+    Every process must call it at the same point.
 
     Raises:
       DamagedCheckpointError: an array is not what was saved.
     """
-    found = prints.values()
+    found: dict[str, str] = {}
+    for path, leaf in named(tree).items():
+        found |= begin({path: leaf}).values()
     expected = contract["arrays"][part]
     bad = [name for name, value in found.items() if expected[name][2] != value]
     if bad:
@@ -298,7 +333,7 @@ def read_verified(
             shapes_in(contract, part),
         )
     tree = read_part(folder, contract, part, target)
-    verify(begin(tree), contract, part, folder)
+    verify(tree, contract, part, folder)
     return tree
 
 
@@ -316,7 +351,7 @@ def check_leaf_by_leaf(
     for path, (shape, dtype, expected) in contract["arrays"][part].items():
         leaf = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=device)
         try:
-            found = _restore(folder / part, _nested({path: leaf}), partial=True)
+            found = _read(folder / part, {path: leaf})
             if begin(found).values() != {path: expected}:
                 bad[path] = "differs from what was saved"
         except PermissionError as error:
