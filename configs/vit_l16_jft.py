@@ -31,7 +31,6 @@ def get_config():
     }
     config.data.update(image_size=224, crop_fraction=0.875, interpolation="bilinear")
     config.data.max_labels = 32
-    config.data.num_threads = 16
     config.data.transforms = (
         {"target": "vitjax.data.transforms:RandomResizedCrop", "min_area": 0.05},
     )

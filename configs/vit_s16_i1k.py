@@ -27,7 +27,6 @@ def get_config():
     root = config.data.get_ref("root")
     config.data.source = {"target": folder, "path": root, "split": "train"}
     config.data.update(image_size=224, crop_fraction=0.875, interpolation="bilinear")
-    config.data.num_threads = 16
     config.data.transforms = (
         {"target": "vitjax.data.transforms:RandomResizedCrop", "min_area": 0.05},
         {"target": "vitjax.data.transforms:RandAugment", "num_layers": 2, "magnitude": 10},

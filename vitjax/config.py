@@ -94,7 +94,9 @@ def base_config() -> Config:
                 "crop_fraction": 1.0,
                 "interpolation": "bicubic",
                 "transforms": (),  # on the host, for training; without any, as at evaluation
-                "num_threads": 2,
+                "sampling": "examples",  # or "classes", "groups": what comes equally often
+                "repeats": 1,  # of an example in a row, each with other transforms
+                "num_threads": None,  # that decode; None for one a core
                 "num_ahead": 2,  # batches
                 "max_labels": None,  # of an example, for multi-label data
                 "max_unreadable_fraction": 0.01,

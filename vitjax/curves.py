@@ -29,7 +29,7 @@ def _draw(workdir: Path) -> None:
     series: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if value is not None and "/" in name:
+            if isinstance(value, int | float) and "/" in name:
                 xs, ys = series.setdefault(name, ([], []))
                 xs.append(row["step"])
                 ys.append(value)

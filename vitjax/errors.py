@@ -15,6 +15,10 @@ class NonFiniteError(RuntimeError):
     """The loss or the gradient stopped being a number."""
 
 
+class UnreadableImage(Exception):
+    """One example cannot be decoded; the loader counts these and goes on."""
+
+
 class DamagedCheckpointError(RuntimeError):
     """What was read from a checkpoint is not what was written."""
 

@@ -22,7 +22,7 @@ from vitjax.state import TrainState, init_state, make_train_step, tree_bytes
 
 PREPROCESS_KEYS = [field.name for field in dataclasses.fields(Preprocess)]
 GUARD_KEYS = [field.name for field in dataclasses.fields(Guard)]
-LOADER_KEYS = ["num_threads", "max_labels", "max_unreadable_fraction"]
+LOADER_KEYS = ["num_threads", "max_labels", "max_unreadable_fraction", "sampling", "repeats"]
 
 # Without these, TPU v5e turns the gathers of small shards into all-reduces of twice the bytes.
 # On v5p nothing that its compiler supports keeps it from doing so (LOG.md).

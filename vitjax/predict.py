@@ -19,7 +19,7 @@ from vitjax.errors import InputError, suggest
 from vitjax.progress import logging_to
 
 log = logging.getLogger("vitjax")
-READABLE = (*EXTENSIONS, ".dcm", ".dicom")
+READABLE = EXTENSIONS
 
 
 def list_images(path: Path) -> list[Path]:

@@ -164,14 +164,16 @@ class MetricWriter:
         self._board: Any = None
         self._step, self._row = -1, {}
 
-    def add(self, step: int, values: dict[str, float]) -> None:
-        """Adds to the row of a step, which is written when a later step begins, or on flush."""
+    def add(self, step: int, values: dict[str, Any]) -> None:
+        """Adds to the row of a step, which is written when a later step begins, or on flush.
+
+        Values are numbers, or lists of words."""
         if step != self._step:
             self.flush()
             self._step = step
-        self._row |= {k: float(v) for k, v in values.items()}
+        self._row |= {k: v if isinstance(v, list) else float(v) for k, v in values.items()}
 
-    def take(self, step: int) -> dict[str, float]:
+    def take(self, step: int) -> dict[str, Any]:
         """The row of a step as far as it is there, which is then not written."""
         row, self._row = (self._row, {}) if step == self._step else ({}, self._row)
         return row
@@ -182,10 +184,12 @@ class MetricWriter:
             return
         self.last_step = self._step
         line = {"step": self._step, "time": round(time.time(), 3), **row}
-        self._lines.add({k: v if math.isfinite(v) else None for k, v in line.items()})
+        self._lines.add(
+            {k: v if isinstance(v, list) or math.isfinite(v) else None for k, v in line.items()}
+        )
         self._to_board(row)
 
-    def _to_board(self, row: dict[str, float]) -> None:
+    def _to_board(self, row: dict[str, Any]) -> None:
         if self._board is None:
             from tensorboardX import (
                 SummaryWriter,  # a second of CPU time: not before the first step
@@ -196,7 +200,8 @@ class MetricWriter:
             except OSError:
                 return
         for name, value in row.items():
-            self._board.add_scalar(name, value, self._step)
+            if not isinstance(value, list):
+                self._board.add_scalar(name, value, self._step)
 
     def close(self) -> None:
         """Leaves a row that was not flushed unwritten: its step will be run again."""
@@ -213,7 +218,7 @@ class MetricWriter:
             writer._event_queue.cancel_join_thread()
 
 
-def read_metrics(workdir: Path) -> list[dict[str, float]]:
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """All rows of metrics.jsonl."""
     path = Path(workdir) / "metrics.jsonl"
     if not path.exists():

@@ -145,7 +145,7 @@ class _Run:
         step, train_state, row = self._begin()
         self.peak, origin = peak_flops(exp.mesh.devices.flat[0])
         log.info("peak for MFU: %.3g TFLOP/s a device (%s)", self.peak / 1e12, origin)
-        steps_per_epoch = len(self.loader.source) / config.batch_size
+        steps_per_epoch = self.loader.order(config.seed).epoch / config.batch_size
         self.line = ProgressLine(self.console, config.total_steps, steps_per_epoch)
         self.marked_step = step
         self.clock.mark()
@@ -272,7 +272,7 @@ class _Run:
             "perf/images_per_second": rate,
             "perf/mfu": flops / (self.peak * self.exp.mesh.size),
             "perf/data_wait_fraction": since.get("data", 0.0) / max(busy, 1e-9),
-            "data/unreadable": len(self.loader.faults.reasons),
+            **self.loader.faults.metrics(),
             "examples": step * config.batch_size,
         }
         self._row(step, row)
@@ -280,7 +280,7 @@ class _Run:
         eta = (config.total_steps - step) * busy / max(steps, 1)
         self.line.show(step, row, eta)
 
-    def _row(self, step: int, values: dict[str, float]) -> None:
+    def _row(self, step: int, values: dict[str, Any]) -> None:
         self.metrics.add(step, values)
         self.last |= values
 

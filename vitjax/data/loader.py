@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,13 +18,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from vitjax.data.images import UnreadableImage, decode
-from vitjax.data.order import shuffled
+from vitjax.data.images import decode, size_of
+from vitjax.data.order import Order, make_order
 from vitjax.data.preprocess import Preprocess
 from vitjax.data.sources import Source
-from vitjax.errors import InputError
+from vitjax.errors import InputError, UnreadableImage
 
 log = logging.getLogger("vitjax")
+CHUNK = 4  # examples that a thread takes at a time
 HostBatch = dict[str, np.ndarray]
 
 
@@ -39,7 +41,16 @@ class Faults:
         self.max_fraction, self.min_examples = max_fraction, min_examples
         self.num_read = 0
         self.reasons: dict[str, str] = {}
+        self._num_told = 0
         self._lock = threading.Lock()
+
+    def metrics(self) -> dict[str, Any]:
+        """How many there are, and the ids of those that this has not told yet, if any."""
+        with self._lock:
+            ids, told = list(self.reasons), self._num_told
+            self._num_told = len(ids)
+        row: dict[str, Any] = {"data/unreadable": len(ids)}
+        return row | ({"data/unreadable_ids": ids[told:]} if ids[told:] else {})
 
     def seen(self, num_read: int) -> None:
         with self._lock:
@@ -58,8 +69,9 @@ class Faults:
             count, allowed = len(self.reasons), self.max_fraction * num_read
         if is_new:
             log.warning(
-                "unreadable example %s (%s): its neighbour takes its place", example_id, reason
-            )
+                "unreadable example %s (%s): in training its neighbour takes its place, an "
+                "evaluation leaves it out", example_id, reason,
+            )  # fmt: skip
         if count > allowed + 3 * math.sqrt(allowed):  # more than chance makes of so many
             listed = "\n  ".join(f"{k}: {v}" for k, v in list(self.reasons.items())[:20])
             raise InputError(
@@ -73,7 +85,10 @@ class Loader:
 
     Args:
       transforms: for training, applied in order, each (image, generator) -> image; without them
-        an image goes through the contract's evaluation path.
+        an image goes through the contract's evaluation path. Of the first that has `region` and
+        `resize` (see RandomResizedCrop) these are called, and only the region is decoded.
+      num_threads: that decode; one a core by default; 0 decodes where batches are read.
+      sampling, repeats: see `make_order`.
       max_labels: labels of a multi-label example are padded to this many with -1; None for
         single-label data.
       between: called before each batch of an evaluation, which it leaves by raising.
@@ -85,72 +100,119 @@ class Loader:
         preprocess: Preprocess,
         *,
         transforms: Sequence[Any] = (),
-        num_threads: int = 2,
+        num_threads: int | None = None,
         max_labels: int | None = None,
         max_unreadable_fraction: float = 0.01,
+        sampling: str = "examples",
+        repeats: int = 1,
         between: Callable[[], None] = lambda: None,
     ):
-        if num_threads < 1:
-            raise InputError(f"data.num_threads must be at least 1, got {num_threads}")
+        if num_threads is None:
+            num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+        if num_threads < 0:
+            raise InputError(f"data.num_threads must be 0 or more, got {num_threads}")
         self.source, self.preprocess, self.transforms = source, preprocess, tuple(transforms)
         self.max_labels = max_labels
         self._between = between
         self.faults = Faults(max_unreadable_fraction)
-        self._num_threads = num_threads
-        self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, "vitjax-decode")
+        self._sampling, self._repeats = sampling, repeats
+        self._orders: dict[int, Order] = {}
+        self._pool = None
+        if num_threads:
+            self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, "vitjax-decode")
 
-    def _example(self, index: int, generator: np.random.Generator | None) -> tuple[np.ndarray, Any]:
-        """One example; an unreadable one is replaced by the next that can be read."""
-        for offset in range(len(self.source)):
-            record = self.source[(index + offset) % len(self.source)]
-            try:
-                image = decode(record["image"], self.preprocess.channels)
-            except UnreadableImage as error:
-                self.faults.add(record["id"], str(error))
-                continue
-            if generator is None or not self.transforms:
-                return self.preprocess.fit(image), record["label"]
-            for transform in self.transforms:
-                image = transform(image, generator)
-            return image, record["label"]
+    def order(self, seed: int) -> Order:
+        """Which example stands where in training."""
+        if seed not in self._orders:
+            order = make_order(self.source, self._sampling, self._repeats, seed)
+            self._orders = {seed: order}
+        return self._orders[seed]
+
+    def _one(self, index: int, position: int | None, seed: int) -> tuple[np.ndarray, Any] | None:
+        """One example, if it can be read."""
+        example_id = f"example {index}"
+        try:
+            record = self.source[index]
+            example_id = record["id"]
+            return self._image(record["image"], position, seed), record["label"]
+        except UnreadableImage as error:
+            self.faults.add(example_id, str(error))
+            return None
+
+    def _example(self, index: int, position: int, seed: int) -> tuple[np.ndarray, Any]:
+        """One example for training; for an unreadable one the next that can be read."""
+        total = len(self.source)
+        for offset in range(total):
+            found = self._one((index + offset) % total, position, seed)
+            if found is not None:
+                return found
         raise InputError("no example of the source can be read")
+
+    def _image(self, image: Any, position: int | None, seed: int) -> np.ndarray:
+        channels = self.preprocess.channels
+        if position is None or not self.transforms:
+            return self.preprocess.fit(decode(image, channels))
+        generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, position]))
+        first, *others = self.transforms
+        if hasattr(first, "region"):  # then no more than that is decoded
+            height, width = size_of(image)
+            region = first.region(height, width, generator)
+            size = self.preprocess.image_size
+            fitted = first.resize(decode(image, channels, region, least=(size, size)))
+        else:
+            fitted = first(decode(image, channels), generator)
+        for transform in others:
+            fitted = transform(fitted, generator)
+        return fitted
 
     def _labels(self, labels: list) -> np.ndarray:
         if self.max_labels is None:
             return np.asarray(labels, np.int32)
         padded = np.full((len(labels), self.max_labels), -1, np.int32)
         for row, values in zip(padded, labels, strict=True):
-            kept = values[: self.max_labels]
-            row[: len(kept)] = kept
+            if len(values) > self.max_labels:
+                raise InputError(
+                    f"an example has {len(values)} labels, more than data.max_labels="
+                    f"{self.max_labels}"
+                )
+            row[: len(values)] = values
         return padded
 
-    def _read(self, indices: np.ndarray, generators: Sequence) -> HostBatch:
-        chunk = -(-len(indices) // self._num_threads)
-
-        def work(start: int) -> list:
-            rows = range(start, min(start + chunk, len(indices)))
-            return [self._example(int(indices[i]), generators[i]) for i in rows]
-
-        parts = self._pool.map(work, range(0, len(indices), max(chunk, 1)))
-        examples = [example for part in parts for example in part]
-        self.faults.seen(len(indices))
+    def _read(
+        self, indices: np.ndarray, positions: np.ndarray | None = None, seed: int = 0
+    ) -> HostBatch:
+        """A batch: as a training run sees it at these positions, or for an evaluation, where what
+        cannot be read is black, with a False in `mask`."""
         size, channels = self.preprocess.image_size, self.preprocess.channels
-        images = np.empty((len(examples), size, size, channels), np.uint8)
-        for row, (image, _) in zip(images, examples, strict=True):
-            row[...] = image
-        return {"images": images, "labels": self._labels([label for _, label in examples])}
+        images = np.zeros((len(indices), size, size, channels), np.uint8)
+        no_label = 0 if self.max_labels is None else []
+        labels: list[Any] = [no_label] * len(indices)
+        mask = np.ones(len(indices), bool)
+
+        def work(start: int) -> None:
+            for row in range(start, min(start + CHUNK, len(indices))):
+                index = int(indices[row])
+                if positions is not None:
+                    images[row], labels[row] = self._example(index, int(positions[row]), seed)
+                elif (found := self._one(index, None, seed)) is not None:
+                    images[row], labels[row] = found
+                else:
+                    mask[row] = False
+
+        starts = range(0, len(indices), CHUNK)
+        for _ in map(work, starts) if self._pool is None else self._pool.map(work, starts):
+            pass
+        self.faults.seen(len(indices))
+        batch = {"images": images, "labels": self._labels(labels)}
+        return batch if positions is not None else batch | {"mask": mask}
 
     def train_batch(
         self, step: int, batch_size: int, seed: int, rows: np.ndarray | None = None
     ) -> HostBatch:
         """The given rows of the global batch of a step; all of them by default."""
         rows = np.arange(batch_size) if rows is None else rows
-        positions, local = step * batch_size + rows, len(rows)
-        indices = shuffled(positions, len(self.source), seed)
-        if not self.transforms:
-            return self._read(indices, [None] * local)
-        keys = [np.random.Philox(key=[seed % 2**64, int(p)]) for p in positions]
-        return self._read(indices, [np.random.Generator(key) for key in keys])
+        positions = step * batch_size + rows
+        return self._read(self.order(seed)(positions), positions, seed)
 
     def train_batches(
         self,
@@ -162,23 +224,26 @@ class Loader:
     ) -> Iterator[HostBatch]:
         """Endless training batches from a step on, read `num_ahead` ahead by Grain."""
         steps = _Steps(lambda step: self.train_batch(first_step + step, batch_size, seed, rows))
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=num_ahead)
+        self.order(seed)  # what it asks of the source, it asks here
+        ahead = max(1, num_ahead)
+        options = grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)
         return iter(grain.MapDataset.source(steps).to_iter_dataset(options))
 
     def eval_batches(
         self, batch_size: int, num_ahead: int = 2, rows: np.ndarray | None = None
     ) -> Iterator[HostBatch]:
-        """Every example exactly once, in order; `mask` is False for padding.
+        """Every example exactly once, in order; `mask` is False for padding and for examples that
+        cannot be read.
 
         Of each global batch the given rows; all of them by default.
         """
         rows = np.arange(batch_size) if rows is None else rows
-        total, local = len(self.source), len(rows)
+        total = len(self.source)
 
         def read(step: int) -> HostBatch:
             positions = step * batch_size + rows
-            batch = self._read(np.minimum(positions, total - 1), [None] * local)
-            return batch | {"mask": positions < total}
+            batch = self._read(np.minimum(positions, total - 1))
+            return batch | {"mask": batch["mask"] & (positions < total)}
 
         steps = range(-(-total // batch_size))
         with concurrent.futures.ThreadPoolExecutor(1, "vitjax-eval") as ahead:
@@ -193,7 +258,8 @@ class Loader:
                 yield waiting.popleft().result()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Steps(Sequence):
