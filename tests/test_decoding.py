@@ -211,6 +211,14 @@ def test_batches_are_the_same_for_any_number_of_threads(photos):
     np.testing.assert_array_equal(np.concatenate([b["images"] for b in four]), made[0][1])
 
 
+def test_a_crop_of_an_array_is_its_region_resized():
+    crop, image = transforms.RandomResizedCrop(20), np.asarray(smooth(50, 90))
+    for seed in range(5):
+        left, top, width, height = crop.region(50, 90, np.random.default_rng(seed))
+        expected = crop.resize(image[top : top + height, left : left + width])
+        np.testing.assert_array_equal(crop(image, np.random.default_rng(seed)), expected)
+
+
 def counts(values):
     return np.unique(values, return_counts=True)[1].tolist()
 
@@ -228,7 +236,10 @@ def test_classes_come_equally_often_and_their_examples_take_turns():
     positions = np.random.default_rng(0).integers(0, 300, 50)  # any position by itself
     np.testing.assert_array_equal(order(positions), chosen[positions])
     orders = [chosen[labels[chosen] == c] for c in (7, 9)]
-    assert orders[0].tolist() != sorted(orders[0]) and orders[1].tolist() != sorted(orders[1])
+    assert all(one.tolist() != sorted(one) for one in orders)
+    labels = np.repeat([0, 1], 50)  # groups of one size are not in step
+    chosen = Balanced(labels, seed=0)(np.arange(100))
+    assert (chosen[labels[chosen] == 0] != chosen[labels[chosen] == 1] - 50).sum() > 40
 
 
 def test_groups_come_equally_often():

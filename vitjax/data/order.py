@@ -100,11 +100,12 @@ class Balanced:
     """
 
     def __init__(self, groups: Sequence | np.ndarray, seed: int):
-        numbers = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+        numbers = _numbered(np.asarray(groups))
         if not len(numbers):
             raise InputError("there are no examples to draw from")
         self.epoch, self._seed = len(numbers), seed
-        self._members = np.argsort(numbers, kind="stable")
+        members = np.argsort(numbers, kind="stable")
+        self._members = members.astype(np.int32) if len(members) < 2**31 else members
         self._sizes = np.bincount(numbers)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
 
@@ -112,7 +113,17 @@ class Balanced:
         count = len(self._sizes)
         group = shuffled(positions, count, self._seed)
         turn = shuffled(positions // count, self._sizes[group], self._seed, group + 1)
-        return self._members[self._starts[group] + turn]
+        return self._members[self._starts[group] + turn].astype(np.int64)
+
+
+def _numbered(groups: np.ndarray) -> np.ndarray:
+    """Numbers without gaps from 0 on, in the order of the values; narrow ones are sorted fast."""
+    if not np.issubdtype(groups.dtype, np.integer) or not len(groups) or groups.min() < 0:
+        numbers = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    else:
+        is_there = np.bincount(groups) > 0
+        numbers = groups if is_there.all() else (np.cumsum(is_there) - 1)[groups]
+    return numbers.astype(np.uint16) if len(groups) and numbers.max() < 2**16 else numbers
 
 
 @dataclasses.dataclass(frozen=True)
