@@ -208,6 +208,10 @@ def test_the_contract_keeps_aspect_and_centre():
     squashed = Preprocess(10, resize="squash").fit(wide)
     assert squashed[5, 0, 0] == 0 and squashed[5, 5, 0] == 255
     assert (Preprocess(4, crop_fraction=0.4).fit(wide)[:, :, 0] == 255).all()
+    for image in (wide, wide.swapaxes(0, 1)):
+        padded = Preprocess(30, resize="pad").fit(image)
+        assert padded.shape == (30, 30, 3) and not padded[:9].any() and not padded[:, :9].any()
+        assert (padded[10:20, 10:20] == 255).all() and padded.sum() == 255 * 300
 
 
 def test_normalising_follows_the_contract():

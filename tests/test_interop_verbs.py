@@ -279,3 +279,15 @@ def test_bfloat16_halves_the_file(run, tmp_path):
     a, b = (vitjax.load(tmp_path / d).logits(images()) for d in ("float32", "bfloat16"))
     np.testing.assert_allclose(a, b, atol=0.05)
     assert json.loads((tmp_path / "bfloat16" / "config.json").read_text())["model_type"] == "ijepa"
+
+
+def test_padding_is_refused_by_formats_that_cannot_say_it():
+    from vitjax.data.preprocess import Preprocess
+    from vitjax.errors import InputError
+    from vitjax.interop.processors import to_processor
+    from vitjax.interop.timm import _pretrained_cfg
+
+    padded = Preprocess(32, resize="pad")
+    for make in (to_processor, lambda p: _pretrained_cfg(p, 10)):
+        with pytest.raises(InputError, match="cannot say resize="):
+            make(padded)

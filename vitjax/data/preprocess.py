@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitjax.errors import InputError, suggest
 
-RESIZES = ("shorter_side", "squash")
+RESIZES = ("shorter_side", "squash", "pad")
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -31,7 +31,8 @@ class Preprocess:
       channels: 1 (grey) or 3 (RGB).
       mean, std: per channel, after scaling to `value_range`; one number serves all channels.
       value_range: what 0 and 255 become before the mean is subtracted.
-      resize: "shorter_side" keeps the aspect ratio and crops the centre; "squash" does not.
+      resize: "shorter_side" keeps the aspect ratio and crops the centre; "squash" does not keep it;
+        "pad" keeps it and lays the whole image on black.
       crop_fraction: the part of the shorter side that the centre crop keeps.
       interpolation: antialiased.
     """
@@ -83,9 +84,18 @@ class Preprocess:
             side = min(height, width) * self.crop_fraction
             left, top = (width - side) / 2, (height - side) / 2
             box = (left, top, left + side, top + side)
+        shape = (size, size)
+        if self.resize == "pad":
+            shape = tuple(max(1, round(size * n / max(height, width))) for n in (height, width))
         opened = Image.fromarray(image[..., 0] if self.channels == 1 else image)
-        resized = opened.resize((size, size), INTERPOLATIONS[self.interpolation], box=box)
-        return np.asarray(resized).reshape(size, size, self.channels)
+        resized = opened.resize(shape[::-1], INTERPOLATIONS[self.interpolation], box=box)
+        pixels = np.asarray(resized).reshape(*shape, self.channels)
+        if shape == (size, size):
+            return pixels
+        top, left = ((size - n) // 2 for n in shape)
+        whole = np.zeros((size, size, self.channels), np.uint8)
+        whole[top : top + shape[0], left : left + shape[1]] = pixels
+        return whole
 
     def normalise(self, images: Float[Array, "B Y X C"]) -> Float[Array, "B Y X C"]:
         """Values in [0, 1] to what the model sees, on the device."""

@@ -18,6 +18,8 @@ def _input(p: Preprocess) -> list[str]:
     if p.resize == "shorter_side":
         side = round(size / p.crop_fraction)
         how = f"shorter side resized to {side}, centre crop of {size} x {size}"
+    elif p.resize == "pad":
+        how = f"longer side resized to {size}, the rest of {size} x {size} black"
     low, high = p.value_range
     return [
         f"- {p.channels} channel{'s' if p.channels > 1 else ''}, {how} ({p.interpolation}, "

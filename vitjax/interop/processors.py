@@ -82,8 +82,18 @@ def unit_normalisation(p: Preprocess) -> tuple[list[float], list[float]]:
     return mean * times if len(mean) == 1 else mean, std * times if len(std) == 1 else std
 
 
+def refuse_padding(p: Preprocess) -> None:
+    """Raises InputError for a contract that formats of other libraries cannot tell."""
+    if p.resize == "pad":
+        raise InputError(
+            'this format cannot say resize="pad", which the checkpoint was trained with; export as '
+            "safetensors, onnx or stablehlo"
+        )
+
+
 def to_processor(p: Preprocess) -> dict[str, Any]:
     """`preprocessor_config.json` for a contract, of a processor that does what it says."""
+    refuse_padding(p)
     mean, std = unit_normalisation(p)
     found: dict[str, Any] = {
         "do_normalize": True,

@@ -26,7 +26,7 @@ from vitjax.interop.contents import (
     number,
 )
 from vitjax.interop.export_plan import Exported, ExportPlan
-from vitjax.interop.processors import IMAGENET, unit_normalisation
+from vitjax.interop.processors import IMAGENET, refuse_padding, unit_normalisation
 from vitjax.interop.timm_names import is_dino, names
 from vitjax.interop.torch_names import vit_leaves
 from vitjax.interop.widen import unfit, widen
@@ -243,6 +243,7 @@ def _ratio(model: Mapping[str, Any]) -> float:
 
 
 def _pretrained_cfg(p: Preprocess, num_classes: int) -> dict[str, Any]:
+    refuse_padding(p)
     mean, std = unit_normalisation(p)
     return {
         "input_size": [p.channels, p.image_size, p.image_size],
