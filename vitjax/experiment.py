@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from vitjax import config as config_lib
 from vitjax import parallel
 from vitjax.config import Config
+from vitjax.data.check import check_source
 from vitjax.data.loader import Loader
 from vitjax.data.preprocess import Preprocess
 from vitjax.errors import InputError
@@ -253,26 +254,36 @@ def make_loader(
     source: Any,
     preprocess: Preprocess,
     *,
+    name: str = "data.source",
     training: bool,
     between: Callable[[], None] = lambda: None,
 ) -> Loader:
-    """Opens a source of the config, checked against the model's head; for `between` see Loader."""
+    """Opens a source of the config and checks it, also against the model's head.
+
+    Args:
+      name: of the source in the config, for messages.
+      between: see Loader.
+    """
     if not source.get("target"):
-        raise InputError("data.source.target is not set: give the import path of a source")
+        raise InputError(f"{name}.target is not set: give the import path of a source")
     loaded = config_lib.build(source)
     if loaded.num_classes > config.model.get("num_classes", loaded.num_classes):
         raise InputError(
             f"the data has {loaded.num_classes} classes, more than the head's "
             f"model.num_classes={config.model.num_classes}"
         )
+    check_source(loaded, name, every_class=training)
     transforms = config.data.transforms if training else ()
-    return Loader(
+    loader = Loader(
         loaded,
         preprocess,
         transforms=config_lib.build_all(transforms, image_size=preprocess.image_size),
         between=between,
         **{k: config.data[k] for k in LOADER_KEYS},
     )
+    if training:
+        loader.order(config.seed)  # raises where the source cannot tell what it asks
+    return loader
 
 
 def make_evaluators(
@@ -288,7 +299,14 @@ def make_evaluators(
         source = spec.pop("source", None)
         if source is None:
             raise InputError(f"evals.{name} has no source")
-        loader = make_loader(config, source, experiment.preprocess, training=False, between=between)
+        loader = make_loader(
+            config,
+            source,
+            experiment.preprocess,
+            name=f"evals.{name}.source",
+            training=False,
+            between=between,
+        )
         evaluators[name] = config_lib.build(
             spec, objective=experiment.objective, loader=loader, mesh=experiment.mesh
         )

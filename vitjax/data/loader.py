@@ -224,7 +224,6 @@ class Loader:
     ) -> Iterator[HostBatch]:
         """Endless training batches from a step on, read `num_ahead` ahead by Grain."""
         steps = _Steps(lambda step: self.train_batch(first_step + step, batch_size, seed, rows))
-        self.order(seed)  # what it asks of the source, it asks here
         ahead = max(1, num_ahead)
         options = grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)
         return iter(grain.MapDataset.source(steps).to_iter_dataset(options))

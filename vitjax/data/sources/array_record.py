@@ -1,10 +1,11 @@
 """ArrayRecord files of tf.train.Example records, as TFDS writes them, without TensorFlow."""
 
 import functools
-import glob
+from collections.abc import Sequence
 from typing import Any
 
-from vitjax.errors import InputError
+from vitjax.data.sources.shards import find_files
+from vitjax.errors import InputError, UnreadableImage
 
 
 @functools.cache
@@ -80,7 +81,7 @@ class ArrayRecord:
     """Records in ArrayRecord shards.
 
     Args:
-      pattern: a glob of the shards, in the order of their names.
+      pattern: a glob of the shards, or several, in the order of their names.
       num_classes: of the whole data set, which a record does not tell.
       image, label: the features that hold the encoded image and the label or labels.
       multi_label: records carry a list of labels.
@@ -88,7 +89,7 @@ class ArrayRecord:
 
     def __init__(
         self,
-        pattern: str,
+        pattern: str | Sequence[str],
         num_classes: int,
         image: str = "image",
         label: str = "label",
@@ -96,16 +97,21 @@ class ArrayRecord:
     ):
         import grain
 
-        paths = sorted(glob.glob(pattern))
-        if not paths:
-            raise InputError(f"no files match {pattern!r}")
-        self._records: Any = grain.sources.ArrayRecordDataSource(paths)
+        paths = find_files(pattern)
+        try:
+            self._records: Any = grain.sources.ArrayRecordDataSource(paths)
+            num_records = len(self._records)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise InputError(f"cannot read {pattern!r} as ArrayRecord files: {error}") from error
         self._image, self._label, self._multi = image, label, multi_label
-        self.class_names = None
+        self.class_names: tuple[str, ...] | None = None
         self.num_classes = num_classes
-        if not len(self._records):
+        if not num_records:
             raise InputError(f"the files of {pattern!r} hold no records")
-        first = parse_example(self._records[0])
+        try:
+            first = self._record(0)
+        except UnreadableImage as error:
+            raise InputError(f"cannot read the first record of {pattern!r}: {error}") from error
         for name in (image, label):
             if name not in first:
                 raise InputError(
@@ -115,11 +121,23 @@ class ArrayRecord:
     def __len__(self) -> int:
         return len(self._records)
 
+    def _record(self, index: int) -> dict[str, list]:
+        from google.protobuf.message import DecodeError
+
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        try:
+            return parse_example(self._records[index])
+        except (RuntimeError, ValueError, OSError, DecodeError) as error:
+            raise UnreadableImage(f"damaged record: {error}") from error
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = parse_example(self._records[index])
-        labels = [int(v) for v in record[self._label]]
+        record = self._record(index)
+        images, labels = record.get(self._image), record.get(self._label, [])
+        if not images or not (labels or self._multi):
+            raise UnreadableImage(f"the record has no {self._label if images else self._image!r}")
         return {
-            "image": record[self._image][0],
-            "label": labels if self._multi else labels[0],
+            "image": images[0],
+            "label": [int(v) for v in labels] if self._multi else int(labels[0]),
             "id": f"record {index}",
         }

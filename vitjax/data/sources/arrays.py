@@ -1,11 +1,13 @@
-"""Sources that lie in memory: scikit-learn's digits, and npz files."""
+"""Sources of arrays: scikit-learn's digits, npz files and npy files."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitjax.data.sources.labels import AllLabels, label_problems
 from vitjax.errors import InputError, suggest
 
 
@@ -13,8 +15,9 @@ class Arrays:
     """Images and labels as arrays.
 
     Args:
-      images: uint8 `[N, Y, X]` or `[N, Y, X, C]`.
-      labels: integers `[N]`.
+      images: uint8 or uint16, `[N, Y, X]` or `[N, Y, X, C]`.
+      labels: integers `[N]`; or 0 and 1 `[N, L]`, which is multi-label data: example i has the
+        labels whose column holds 1 (or True) in row i.
       name: the prefix of every example's id.
     """
 
@@ -26,32 +29,55 @@ class Arrays:
         name: str,
         class_names: tuple[str, ...] | None = None,
     ):
-        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4):
             raise InputError(
-                f"{name}: images must be uint8 [N, Y, X] or [N, Y, X, C], "
+                f"{name}: images must be uint8 or uint16, [N, Y, X] or [N, Y, X, C], "
                 f"got {images.dtype} {images.shape}"
             )
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        is_multi = labels.ndim == 2
+        is_whole = np.issubdtype(labels.dtype, np.integer) or (is_multi and labels.dtype == bool)
+        if labels.ndim not in (1, 2) or not is_whole:
             raise InputError(
-                f"{name}: labels must be integers [N], got {labels.dtype} {labels.shape}"
+                f"{name}: labels must be integers [N], or 0 and 1 [N, L] for multi-label data, "
+                f"got {labels.dtype} {labels.shape}"
             )
         if len(images) != len(labels) or not len(images):
             raise InputError(f"{name}: {len(images)} images and {len(labels)} labels")
+        if is_multi and (labels.min() < 0 or labels.max() > 1):
+            raise InputError(
+                f"{name}: labels [N, L] must be 0 or 1, got {labels.min()} to {labels.max()}"
+            )
         if labels.min() < 0:
             raise InputError(f"{name}: label {labels.min()} is negative")
+        if is_multi and class_names and len(class_names) != labels.shape[1]:
+            raise InputError(
+                f"{name}: {len(class_names)} class_names, but labels have {labels.shape[1]} columns"
+            )
         self.images, self.labels, self.name = images, labels, name
         self.class_names = class_names
-        self.num_classes = len(class_names) if class_names else int(labels.max()) + 1
+        found = labels.shape[1] if is_multi else int(labels.max()) + 1
+        self.num_classes = len(class_names) if class_names else found
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        label = self.labels[index]
         return {
-            "image": self.images[index],
-            "label": int(self.labels[index]),
+            "image": np.asarray(self.images[index]),
+            "label": np.flatnonzero(label).tolist() if self.labels.ndim == 2 else int(label),
             "id": f"{self.name}[{index}]",
         }
+
+    def all_labels(self) -> AllLabels:
+        if self.labels.ndim == 2:
+            return [np.flatnonzero(row).tolist() for row in self.labels]
+        return self.labels.astype(np.int64)
+
+    def problems(self) -> list[str]:
+        if self.labels.ndim == 2:  # as many columns as classes
+            return []
+        return label_problems(self.all_labels(), self.num_classes)
 
 
 class Digits(Arrays):
@@ -84,7 +110,7 @@ class Npz(Arrays):
     Args:
       path: the file.
       split: "train" reads the arrays train_images and train_labels (MedMNIST's layout); None
-        reads images and labels.
+        reads images and labels. Labels are as in `Arrays`; `[N, 1]` are single labels.
     """
 
     def __init__(self, path: str, split: str | None = None):
@@ -102,6 +128,46 @@ class Npz(Arrays):
             if isinstance(error, InputError):
                 raise
             raise InputError(f"cannot read {path} as npz: {error}") from error
-        if labels.ndim == 2 and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        super().__init__(images, labels, name=f"{Path(path).name}:{split or 'all'}")
+        super().__init__(
+            images, _without_one_column(labels), name=f"{Path(path).name}:{split or 'all'}"
+        )
+
+
+class Npy(Arrays):
+    """Images and labels of two npy files.
+
+    Args:
+      images, labels: paths of arrays as in `Arrays`; labels `[N, 1]` are single labels.
+      class_names: one a class, in the labels' order; None for numbers.
+      mmap: leave the images on disk and read those that are asked for.
+    """
+
+    def __init__(
+        self,
+        images: str,
+        labels: str,
+        class_names: Sequence[str] | None = None,
+        mmap: bool = True,
+    ):
+        super().__init__(
+            _load_npy(images, mmap),
+            _without_one_column(_load_npy(labels, mmap=False)),
+            name=images,
+            class_names=tuple(class_names) if class_names else None,
+        )
+
+
+def _without_one_column(labels: np.ndarray) -> np.ndarray:
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
+def _load_npy(path: str, mmap: bool) -> np.ndarray:
+    if not Path(path).is_file():
+        raise InputError(f"no such file: {path or '(the path is empty)'}")
+    try:
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"cannot read {path} as npy: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is an npz file; its source is vitjax.data.sources.arrays:Npz")
+    return array

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from vitjax import config as config_lib
+from vitjax.data.sources import ask
 from vitjax.errors import InputError
 
 
@@ -29,6 +30,7 @@ class NoisyLabels:
             raise InputError(f"the fraction of noisy labels must be in [0, 1], got {fraction}")
         self._source = config_lib.build(source)
         self.num_classes = self._source.num_classes
+        self.may_lack_classes = True  # by chance
         self.class_names = self._source.class_names
         # Two streams whose n-th number is example n's, whatever the length of the source.
         chance, other = (np.random.default_rng([seed, stream]) for stream in (0, 1))
@@ -45,6 +47,21 @@ class NoisyLabels:
         if self._is_redrawn[index]:
             return record | {"label": int(self._redrawn[index])}
         return record
+
+    def all_labels(self) -> np.ndarray | None:
+        """The noisy labels; None if the source does not tell its own."""
+        labels = ask(self._source, "all_labels")
+        if labels is None:
+            return None
+        if not isinstance(labels, np.ndarray):
+            raise InputError("noisy labels need one label an example, the source has lists")
+        return np.where(self._is_redrawn, self._redrawn, labels)
+
+    def all_groups(self) -> list[str] | None:
+        return ask(self._source, "all_groups")
+
+    def problems(self) -> list[str]:
+        return ask(self._source, "problems") or []
 
 
 def noise_floor(fraction: float, num_classes: int) -> float:

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 from vitjax import config as config_lib
+from vitjax.data.sources import ask
+from vitjax.data.sources.labels import AllLabels
 from vitjax.errors import InputError
 
 
@@ -30,6 +32,7 @@ class Subset:
         order = np.random.default_rng(seed).permutation(total)
         self.rows = np.sort(order[:num_examples])
         self.num_classes = self._source.num_classes
+        self.may_lack_classes = True
         self.class_names = self._source.class_names
 
     def __len__(self) -> int:
@@ -37,3 +40,18 @@ class Subset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._source[int(self.rows[index])]
+
+    def all_labels(self) -> AllLabels | None:
+        """The kept examples' labels; None if the source does not tell its own."""
+        labels = ask(self._source, "all_labels")
+        if labels is None or isinstance(labels, np.ndarray):
+            return None if labels is None else labels[self.rows]
+        return [labels[row] for row in self.rows]
+
+    def all_groups(self) -> list[str] | None:
+        groups = ask(self._source, "all_groups")
+        return None if groups is None else [groups[row] for row in self.rows]
+
+    def problems(self) -> list[str]:
+        """Of the whole source."""
+        return ask(self._source, "problems") or []

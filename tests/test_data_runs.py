@@ -1,0 +1,137 @@
+"""Data in whole runs: what the loader meets, and what a user then sees."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import use_one_device
+from PIL import Image
+
+from vitjax import cli
+from vitjax import train as train_lib
+from vitjax.data.sources.arrays import Digits
+from vitjax.errors import InputError
+from vitjax.telemetry import read_metrics
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    use_one_device(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """400 grey files of 8 x 8 pixels in two classes."""
+    root = tmp_path_factory.mktemp("images")
+    for i in range(400):
+        place = root / ("even", "odd")[i % 2]
+        place.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8)).astype(np.uint8)
+        Image.fromarray(pixels).save(place / f"{i:03}.png")
+    return root
+
+
+def of_source(config, target, **arguments):
+    with config.unlocked():
+        config.data.source = {"target": target, **arguments}
+    return config
+
+
+def of_folder(config, root):
+    return of_source(config, "vitjax.data.sources.folders:ImageFolder", root=str(root))
+
+
+def losses(workdir):
+    return [row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row]
+
+
+def test_unreadable_images_stand_in_the_metrics_by_name_once(tmp_path, folder, make_config):
+    shutil.copytree(folder, tmp_path / "data")
+    bad = tmp_path / "data" / "odd" / "101.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    config = of_folder(
+        make_config(total_steps=26, eval_every=0, checkpoint_every=0), bad.parent.parent
+    )
+    train_lib.train(config, tmp_path / "run")
+    rows = read_metrics(tmp_path / "run")
+    named = [row["data/unreadable_ids"] for row in rows if "data/unreadable_ids" in row]
+    assert named == [[str(bad)]]  # met in both epochs
+    assert rows[-1]["data/unreadable"] == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["train/loss"] > 0
+
+
+def test_all_that_is_wrong_with_a_table_is_said_before_the_first_step(
+    tmp_path, folder, make_config, capsys
+):
+    rows = [f"even/{i:03}.png,{i % 3}" for i in range(0, 90, 2)]
+    rows += [f"gone/{i}.png,1" for i in range(30)]
+    table = folder / "table.csv"
+    table.write_text("\n".join(["path,label", *rows]) + "\n")
+    config = of_source(make_config(), "vitjax.data.sources.manifest:Manifest", path=str(table))
+    with pytest.raises(InputError) as caught:
+        train_lib.train(config, tmp_path / "run")
+    text = str(caught.value)
+    assert text.startswith("data.source has 30 problems") and "... and 10 more" in text
+    assert "gone/0.png" in text and not list(tmp_path.glob("run/checkpoints/*"))
+
+
+class Breaking(Digits):
+    """Digits whose disk goes away in the middle of a run, if a file says so."""
+
+    switch = Path("/nonexistent")
+
+    def __getitem__(self, index):
+        if index == 777 and self.switch.exists():
+            raise OSError("the disk is gone")
+        return super().__getitem__(index)
+
+
+def test_an_error_of_a_worker_ends_the_run_with_its_cause_and_the_run_goes_on_later(
+    tmp_path, make_config, monkeypatch
+):
+    Breaking.switch = tmp_path / "broken"
+    config = of_source(
+        make_config(total_steps=90, eval_every=0, checkpoint_every=5, log_every=5),
+        f"{__name__}:Breaking", split="train",
+    )  # fmt: skip
+    Breaking.switch.touch()
+    with pytest.raises(OSError, match="the disk is gone"):
+        train_lib.train(config, tmp_path / "run")
+    saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert 0 < max(saved) < 90
+    Breaking.switch.unlink()
+    train_lib.train(config, tmp_path / "run")
+    config.data.source.target = "vitjax.data.sources.arrays:Digits"
+    train_lib.train(config, tmp_path / "whole")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_resume_with_other_threads_gives_the_same_bits(tmp_path, make_config):
+    crop = {"target": "vitjax.data.transforms:RandomResizedCrop"}
+    config = make_config(total_steps=8, eval_every=0, checkpoint_every=4)
+    with config.unlocked():
+        config.data.transforms = (crop,)
+    fingerprints = []
+    for threads in (0, 3):
+        config.data.num_threads = threads
+        train_lib.train(config, tmp_path / "run")
+        step = tmp_path / "run" / "checkpoints" / "8"
+        fingerprints.append(json.loads((step / "contract.json").read_text())["arrays"])
+        shutil.rmtree(step)  # the next launch goes on from step 4
+    assert fingerprints[0] == fingerprints[1]
+
+
+@pytest.mark.parametrize("sampling", ["classes", "groups"])
+def test_sampling_is_a_setting(tmp_path, make_config, sampling, capsys):
+    argv = ["train", "--config=quickstart", f"--workdir={tmp_path / 'run'}",
+            "--config.total_steps=2", "--config.log_every=1", "--config.eval_every=0",
+            "--config.model.depth=1", "--config.optimizer.schedule.warmup_steps=1",
+            "--config.mesh.fsdp=1", f"--config.data.sampling={sampling}"]  # fmt: skip
+    status = cli.main(argv)
+    if sampling == "classes":
+        assert status == 0 and len(losses(tmp_path / "run")) == 2
+    else:
+        assert status == 2 and "Digits does not" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
