@@ -73,6 +73,7 @@ class _Handle:
 
     def __init__(self, found: Any):
         self.library, self.pointer = found, found.tj3Init(DECOMPRESS)
+        self.fresh: bytes | None = None  # the file whose header was read last, if nothing else
         self._destroy = found.tj3Destroy
 
     def __del__(self):
@@ -88,12 +89,14 @@ def is_jpeg(data: bytes) -> bool:
 
 def _open(data: bytes) -> _Handle | None:
     """A decompressor that has read the header, if this is a file for it."""
-    found = library()
+    found, handle = library(), getattr(_threads, "handle", None)
     if found is None or b"\xff\xd9" not in data[-2048:]:  # cut off: Pillow says so
         return None
-    handle = getattr(_threads, "handle", None)
     if handle is None:
         handle = _threads.handle = _Handle(found)
+    if handle.fresh is data:
+        return handle
+    handle.fresh = None
     found.tj3SetCroppingRegion(handle.pointer, _Box(0, 0, 0, 0))
     found.tj3SetScalingFactor(handle.pointer, _Scale(1, 1))
     if found.tj3DecompressHeader(handle.pointer, data, len(data)):
@@ -103,7 +106,10 @@ def _open(data: bytes) -> _Handle | None:
         and found.tj3Get(handle.pointer, PRECISION) == 8
         and 0 <= found.tj3Get(handle.pointer, SUBSAMPLING) < len(BLOCKS)
     )
-    return handle if is_plain else None
+    if not is_plain:
+        return None
+    handle.fresh = data
+    return handle
 
 
 def size(data: bytes) -> tuple[int, int] | None:
@@ -135,7 +141,7 @@ def decode(
     handle = _open(data)
     if handle is None:
         return None
-    found, pointer = handle.library, handle.pointer
+    found, pointer, handle.fresh = handle.library, handle.pointer, None
     total = found.tj3Get(pointer, WIDTH), found.tj3Get(pointer, HEIGHT)
     left, top, width, height = region or (0, 0, *total)
     divisor = 1

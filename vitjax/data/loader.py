@@ -128,42 +128,47 @@ class Loader:
             self._orders = {seed: order}
         return self._orders[seed]
 
-    def _one(self, index: int, position: int | None, seed: int) -> tuple[np.ndarray, Any] | None:
-        """One example, if it can be read."""
+    def _one(self, index: int, position: int | None, seed: int, out: np.ndarray) -> Any:
+        """Reads one example into `out`; returns its label, or None if it cannot be read."""
         example_id = f"example {index}"
         try:
             record = self.source[index]
             example_id = record["id"]
-            return self._image(record["image"], position, seed), record["label"]
+            self._image(record["image"], position, seed, out)
+            return record["label"]
         except UnreadableImage as error:
             self.faults.add(example_id, str(error))
             return None
 
-    def _example(self, index: int, position: int, seed: int) -> tuple[np.ndarray, Any]:
+    def _example(self, index: int, position: int, seed: int, out: np.ndarray) -> Any:
         """One example for training; for an unreadable one the next that can be read."""
         total = len(self.source)
         for offset in range(total):
-            found = self._one((index + offset) % total, position, seed)
-            if found is not None:
-                return found
+            label = self._one((index + offset) % total, position, seed, out)
+            if label is not None:
+                return label
         raise InputError("no example of the source can be read")
 
-    def _image(self, image: Any, position: int | None, seed: int) -> np.ndarray:
+    def _image(self, image: Any, position: int | None, seed: int, out: np.ndarray) -> None:
         channels = self.preprocess.channels
         if position is None or not self.transforms:
-            return self.preprocess.fit(decode(image, channels))
+            out[...] = self.preprocess.fit(decode(image, channels))
+            return
         generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, position]))
         first, *others = self.transforms
         if hasattr(first, "region"):  # then no more than that is decoded
             height, width = size_of(image)
             region = first.region(height, width, generator)
-            size = self.preprocess.image_size
-            fitted = first.resize(decode(image, channels, region, least=(size, size)))
+            part = decode(image, channels, region, least=(out.shape[0], out.shape[1]))
+            if not others:
+                first.resize(part, out)
+                return
+            fitted = first.resize(part)
         else:
             fitted = first(decode(image, channels), generator)
         for transform in others:
             fitted = transform(fitted, generator)
-        return fitted
+        out[...] = fitted
 
     def _labels(self, labels: list) -> np.ndarray:
         if self.max_labels is None:
@@ -184,7 +189,7 @@ class Loader:
         """A batch: as a training run sees it at these positions, or for an evaluation, where what
         cannot be read is black, with a False in `mask`."""
         size, channels = self.preprocess.image_size, self.preprocess.channels
-        images = np.zeros((len(indices), size, size, channels), np.uint8)
+        images = np.empty((len(indices), size, size, channels), np.uint8)
         no_label = 0 if self.max_labels is None else []
         labels: list[Any] = [no_label] * len(indices)
         mask = np.ones(len(indices), bool)
@@ -193,11 +198,11 @@ class Loader:
             for row in range(start, min(start + CHUNK, len(indices))):
                 index = int(indices[row])
                 if positions is not None:
-                    images[row], labels[row] = self._example(index, int(positions[row]), seed)
-                elif (found := self._one(index, None, seed)) is not None:
-                    images[row], labels[row] = found
+                    labels[row] = self._example(index, int(positions[row]), seed, images[row])
+                elif (label := self._one(index, None, seed, images[row])) is not None:
+                    labels[row] = label
                 else:
-                    mask[row] = False
+                    images[row], mask[row] = 0, False
 
         starts = range(0, len(indices), CHUNK)
         for _ in map(work, starts) if self._pool is None else self._pool.map(work, starts):

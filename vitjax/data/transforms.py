@@ -94,13 +94,18 @@ class RandomResizedCrop:
         side = min(height, width)
         return (width - side) // 2, (height - side) // 2, side, side
 
-    def resize(self, part: UInt8[np.ndarray, "Y X C"]) -> UInt8[np.ndarray, "S S C"]:
-        """The part at the model's size."""
+    def resize(
+        self, part: UInt8[np.ndarray, "Y X C"], out: UInt8[np.ndarray, "S S C"] | None = None
+    ) -> UInt8[np.ndarray, "S S C"]:
+        """The part at the model's size; in `out`, if given."""
         size = (self.image_size, self.image_size)
+        if out is None:
+            out = np.empty((*size, part.shape[2]), np.uint8)
         if self.antialias:
-            return _to_array(_to_pil(part).resize(size, INTERPOLATIONS[self.interpolation]))
-        resized = _opencv().resize(part, size, interpolation=OPENCV[self.interpolation])
-        return resized if resized.ndim == 3 else resized[..., None]
+            out[...] = _to_array(_to_pil(part).resize(size, INTERPOLATIONS[self.interpolation]))
+        else:
+            _opencv().resize(part, size, dst=out, interpolation=OPENCV[self.interpolation])
+        return out
 
     def __call__(
         self, image: UInt8[np.ndarray, "Y X C"], generator: np.random.Generator
