@@ -30,10 +30,10 @@ def get_config():
     config.data.update(image_size=224, crop_fraction=0.875, interpolation="bilinear")
     config.data.transforms = (
         {"target": "vitjax.data.transforms:RandomResizedCrop", "min_area": 0.05},
-        {"target": "vitjax.data.transforms:RandAugment", "num_layers": 2, "magnitude": 10},
     )
     config.augment = (
         {"target": "vitjax.data.augment:RandomFlip"},
+        {"target": "vitjax.data.randaugment:RandAugment", "num_layers": 2, "magnitude": 10},
         {"target": "vitjax.data.augment:Mixup", "alpha": 0.2},
     )
 

@@ -237,28 +237,6 @@ def test_random_resized_crop_lies_inside_and_varies():
     np.testing.assert_array_equal(made[3], crop(image, np.random.default_rng(3)))
 
 
-@pytest.mark.parametrize("name", transforms._OPERATIONS)
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_every_operation_of_randaugment(name, mode):
-    image = picture(0, (24, 24), mode)
-    operation = transforms._OPERATIONS[name]
-    arguments = (np.random.default_rng(0),) if name == "cutout" else ()
-    for level in (-1.0, 1.0):
-        out = operation(image, level, *arguments)
-        assert (out.size, out.mode) == (image.size, image.mode)
-    if name not in ("autocontrast", "equalize") and not (name == "color" and mode == "L"):
-        assert not np.array_equal(np.asarray(out), np.asarray(image))
-
-
-def test_randaugment_is_a_function_of_its_generator():
-    policy = transforms.RandAugment(2, 10)
-    image = np.asarray(picture(0, (24, 24)))
-    same = [policy(image, np.random.default_rng(1)) for _ in range(2)]
-    np.testing.assert_array_equal(*same)
-    others = [policy(image, np.random.default_rng(s)) for s in range(20)]
-    assert len({o.tobytes() for o in others}) > 10
-
-
 def batch(size=8):
     key = jax.random.key(0)
     return {"images": jax.random.uniform(key, (size, 6, 6, 1)), "labels": jax.numpy.arange(size)}

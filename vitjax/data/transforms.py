@@ -1,7 +1,7 @@
 """Per-example transforms on the host, for training: pure functions of (image, generator).
 
 What can run on the device lives in `augment`; here is what must happen before images of one size
-can be batched, and RandAugment.
+can be batched.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 from vitjax.data.jpeg import Region
 from vitjax.data.preprocess import INTERPOLATIONS
@@ -112,92 +112,3 @@ class RandomResizedCrop:
     ) -> UInt8[np.ndarray, "S S C"]:
         left, top, w, h = self.region(image.shape[0], image.shape[1], generator)
         return self.resize(image[top : top + h, left : left + w])
-
-
-def _affine(matrix):
-    """Applies (a, b, c, d, e, f) about the image's centre; the gap becomes grey."""
-
-    def apply(image):
-        a, b, c, d, e, f = matrix
-        x, y = (image.width - 1) / 2, (image.height - 1) / 2
-        centred = (a, b, c + x - a * x - b * y, d, e, f + y - d * x - e * y)
-        grey = 128 if image.mode == "L" else (128, 128, 128)
-        return image.transform(
-            image.size, Image.Transform.AFFINE, centred, Image.Resampling.NEAREST, fillcolor=grey
-        )
-
-    return apply
-
-
-def _rotate(image, level):
-    c, s = math.cos(math.radians(30 * level)), math.sin(math.radians(30 * level))
-    return _affine((c, s, 0, -s, c, 0))(image)
-
-
-def _solarize_add(image, level):
-    shifted = image.point(lambda value: min(255, value + int(110 * abs(level))))
-    return Image.composite(shifted, image, image.convert("L").point(lambda v: 255 * (v < 128)))
-
-
-def _cutout(image, level, generator):
-    half = int(40 * abs(level) * image.width / 224)
-    x, y = int(generator.integers(image.width)), int(generator.integers(image.height))
-    array = np.array(image)
-    array[max(0, y - half) : y + half, max(0, x - half) : x + half] = 128
-    return Image.fromarray(array)
-
-
-# Every operation takes a level in [-1, 1]; the sign is random where direction has a meaning.
-_OPERATIONS = {
-    "autocontrast": lambda im, _: ImageOps.autocontrast(im),
-    "equalize": lambda im, _: ImageOps.equalize(im),
-    "invert": lambda im, _: ImageOps.invert(im),
-    "rotate": _rotate,
-    "posterize": lambda im, v: ImageOps.posterize(im, max(1, 8 - round(4 * abs(v)))),
-    "solarize": lambda im, v: ImageOps.solarize(im, 256 - int(256 * abs(v))),
-    "solarize_add": _solarize_add,
-    "color": lambda im, v: ImageEnhance.Color(im).enhance(1 + 0.9 * v),
-    "contrast": lambda im, v: ImageEnhance.Contrast(im).enhance(1 + 0.9 * v),
-    "brightness": lambda im, v: ImageEnhance.Brightness(im).enhance(1 + 0.9 * v),
-    "sharpness": lambda im, v: ImageEnhance.Sharpness(im).enhance(1 + 0.9 * v),
-    "shear_x": lambda im, v: _affine((1, 0.3 * v, 0, 0, 1, 0))(im),
-    "shear_y": lambda im, v: _affine((1, 0, 0, 0.3 * v, 1, 0))(im),
-    "translate_x": lambda im, v: _affine((1, 0, 100 / 224 * im.width * v, 0, 1, 0))(im),
-    "translate_y": lambda im, v: _affine((1, 0, 0, 0, 1, 100 / 224 * im.height * v))(im),
-    "cutout": _cutout,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class RandAugment:
-    """Applies `num_layers` operations drawn at random, all at one magnitude.
-
-    Attributes:
-      magnitude: 0 (weak) to 30; 10 is every operation at a third of its range.
-
-    Source: Cubuk et al. 2019 (arXiv 1909.13719), with the sixteen operations of the version
-    behind arXiv 2205.01580. Enhancements are drawn around the identity in both directions, and
-    translations and cutouts are relative to a 224-pixel image.
-    """
-
-    num_layers: int = 2
-    magnitude: float = 10
-
-    def __post_init__(self):
-        if self.num_layers < 1 or not 0 <= self.magnitude <= 30:
-            raise InputError(
-                f"RandAugment needs num_layers >= 1 and 0 <= magnitude <= 30, "
-                f"got {self.num_layers} and {self.magnitude}"
-            )
-
-    def __call__(
-        self, image: UInt8[np.ndarray, "Y X C"], generator: np.random.Generator
-    ) -> UInt8[np.ndarray, "Y X C"]:
-        opened = _to_pil(image)
-        for name in generator.choice(list(_OPERATIONS), self.num_layers):
-            level = self.magnitude / 30 * (1 if generator.random() < 0.5 else -1)
-            if name == "cutout":
-                opened = _cutout(opened, level, generator)
-            else:
-                opened = _OPERATIONS[name](opened, level)
-        return _to_array(opened)
