@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ from PIL import Image
 
 from vitjax import cli
 from vitjax import train as train_lib
+from vitjax.data.loader import Loader
+from vitjax.data.preprocess import Preprocess
 from vitjax.data.sources.arrays import Digits
+from vitjax.data.sources.folders import open_folder
+from vitjax.data.transforms import RandomResizedCrop
 from vitjax.errors import InputError
 from vitjax.telemetry import read_metrics
 
@@ -135,3 +140,39 @@ def test_sampling_is_a_setting(tmp_path, make_config, sampling, capsys):
     else:
         assert status == 2 and "Digits does not" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+
+def test_cifar_is_prepared_and_trained_on_with_the_batches_of_its_zip(test_data, tmp_path):
+    with zipfile.ZipFile(test_data / "images" / "cifar10_jpeg.zip") as archive:
+        names = [n for n in archive.namelist() if n.endswith(("00.jpg", "50.jpg"))]
+        with zipfile.ZipFile(tmp_path / "cifar.zip", "w") as small:
+            for name in names:
+                small.writestr(name, archive.read(name))
+    store = tmp_path / "store"
+    assert cli.main(["data", "prepare", f"--source={tmp_path / 'cifar.zip'}", f"--out={store}",
+                     "--split=train,test", "--workers=2"]) == 0  # fmt: skip
+    crop = [RandomResizedCrop(32)]
+    batches = []
+    for place in (tmp_path / "cifar.zip", store):
+        loader = Loader(open_folder(str(place), "train"), Preprocess(32), transforms=crop)
+        batches.append(loader.train_batch(3, 64, seed=0))
+    np.testing.assert_array_equal(batches[0]["images"], batches[1]["images"])
+    np.testing.assert_array_equal(batches[0]["labels"], batches[1]["labels"])
+    argv = ["train", "--config=cifar10", f"--workdir={tmp_path / 'run'}", "--config.total_steps=2",
+            f"--config.data.root={store}", "--config.batch_size=16", "--config.log_every=1",
+            "--config.model.width=32", "--config.model.depth=1", "--config.model.mlp_dim=32",
+            "--config.model.num_heads=1", "--config.optimizer.schedule.warmup_steps=1",
+            "--config.mesh.fsdp=1", "--config.eval_every=0"]  # fmt: skip
+    assert cli.main(argv) == 0
+    assert read_metrics(tmp_path / "run")[-1]["eval/test/examples"] == len(
+        [n for n in names if n.startswith("test/")]
+    )
+
+
+@pytest.mark.parametrize("name", ["chest_xray", "ct"])
+def test_a_policy_is_one_line_of_a_config(tmp_path, make_config, name):
+    config = make_config(total_steps=2, eval_every=0, checkpoint_every=0)
+    with config.unlocked():
+        config.augment = ({"target": "vitjax.data.policies:Policy", "name": name},)
+    train_lib.train(config, tmp_path / "run")
+    assert np.isfinite(losses(tmp_path / "run")).all()

@@ -148,6 +148,7 @@ def test_the_readme_s_commands_are_those_of_ci(root):
         "README.md",
         "docs/quickstart.md",
         "docs/own_data.md",
+        "docs/data.md",
         "docs/scale.md",
         "docs/plans.md",
         "docs/scaling.md",

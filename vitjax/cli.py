@@ -26,6 +26,7 @@ VERBS = {
     "export": ("vitjax.interop.export_verb", "write weights for another library or a runtime"),
     "runs": ("vitjax.runs", "a table of runs: state, step, metric, speed, goodput"),
     "checkpoints": ("vitjax.checkpoints.verb", "list, verify, compare and remove saved steps"),
+    "data": ("vitjax.data.verb", "prepare, look at and measure image data"),
     "predict": ("vitjax.predict", "classify a folder or a file of images into a CSV"),
 }
 

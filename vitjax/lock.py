@@ -31,7 +31,7 @@ def take(path: Path) -> Any | None:
     except OSError as error:
         file.close()
         raise InputError(
-            f"the file system of {path.parent} has no locks ({error.strerror}); choose a --workdir "
+            f"the file system of {path.parent} has no locks ({error.strerror}); choose a folder "
             "on one that does"
         ) from error
     with contextlib.suppress(OSError):  # a full disk: the name is only for messages

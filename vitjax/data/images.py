@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vitjax.data import jpeg
 from vitjax.data.jpeg import Region
@@ -87,6 +87,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which is no matter
         try:
             opened = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError as error:  # whose words are of a place in memory
+            raise UnreadableImage("it is no image of a kind that is read") from error
         except Exception as error:
             raise UnreadableImage(str(error) or type(error).__name__) from error
         with opened:

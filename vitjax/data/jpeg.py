@@ -48,7 +48,8 @@ def library() -> Any:
         pass
     for name in (*names, ctypes.util.find_library("turbojpeg")):
         try:
-            found = ctypes.CDLL(name) if name else None
+            # Short calls keep the interpreter's lock; to give it up and wait for it costs more.
+            found: Any = ctypes.PyDLL(name) if name else None
             if found is None or not hasattr(found, "tj3SetCroppingRegion"):
                 continue
         except OSError:
@@ -61,7 +62,8 @@ def library() -> Any:
         found.tj3DecompressHeader.argtypes = data
         found.tj3SetCroppingRegion.argtypes = (pointer, _Box)
         found.tj3SetScalingFactor.argtypes = (pointer, _Scale)
-        found.tj3Decompress8.argtypes = (*data, pointer, integer, integer)
+        found.decompress = ctypes.CDLL(name).tj3Decompress8
+        found.decompress.argtypes = (*data, pointer, integer, integer)
         found.tj3GetErrorStr.restype, found.tj3GetErrorStr.argtypes = ctypes.c_char_p, (pointer,)
         return found
     log.warning("no libjpeg-turbo of version 3 (pip install turbojpeg): JPEGs are decoded whole")
@@ -161,7 +163,7 @@ def decode(
     if found.tj3SetCroppingRegion(pointer, box):
         return None
     where, kind = pixels.ctypes.data, GREY if is_grey else RGB
-    if found.tj3Decompress8(pointer, data, len(data), where, 0, kind):
+    if found.decompress(pointer, data, len(data), where, 0, kind):
         reason = found.tj3GetErrorStr(pointer).decode(errors="replace")
         if "extraneous bytes" not in reason:  # these harm nothing, and some cameras write them
             raise UnreadableImage(reason)

@@ -84,17 +84,18 @@ class Preprocess:
             side = min(height, width) * self.crop_fraction
             left, top = (width - side) / 2, (height - side) / 2
             box = (left, top, left + side, top + side)
-        shape = (size, size)
+        rows = columns = size
         if self.resize == "pad":
-            shape = tuple(max(1, round(size * n / max(height, width))) for n in (height, width))
+            longer = max(height, width)
+            rows, columns = (max(1, round(size * n / longer)) for n in (height, width))
         opened = Image.fromarray(image[..., 0] if self.channels == 1 else image)
-        resized = opened.resize(shape[::-1], INTERPOLATIONS[self.interpolation], box=box)
-        pixels = np.asarray(resized).reshape(*shape, self.channels)
-        if shape == (size, size):
+        resized = opened.resize((columns, rows), INTERPOLATIONS[self.interpolation], box=box)
+        pixels = np.asarray(resized).reshape(rows, columns, self.channels)
+        if rows == columns == size:
             return pixels
-        top, left = ((size - n) // 2 for n in shape)
+        top, left = (size - rows) // 2, (size - columns) // 2
         whole = np.zeros((size, size, self.channels), np.uint8)
-        whole[top : top + shape[0], left : left + shape[1]] = pixels
+        whole[top : top + rows, left : left + columns] = pixels
         return whole
 
     def normalise(self, images: Float[Array, "B Y X C"]) -> Float[Array, "B Y X C"]:

@@ -74,7 +74,7 @@ def make_example(values: dict[str, list]) -> bytes:
     for name, items in values.items():
         kind = {bytes: "bytes_list", float: "float_list", int: "int64_list"}[type(items[0])]
         getattr(example.features.feature[name], kind).value.extend(items)
-    return example.SerializeToString()
+    return example.SerializeToString(deterministic=True)  # the features in order
 
 
 class ArrayRecord:

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from vitjax.data import card
 from vitjax.data.images import EXTENSIONS
 from vitjax.data.sources import choose_classes
 from vitjax.data.sources.names import Names
+from vitjax.data.sources.prepared import PREPARING, Prepared
 from vitjax.data.sources.shards import OpenFiles
 from vitjax.errors import InputError, UnreadableImage, suggest
 
@@ -216,8 +218,10 @@ class ZipFolder:
         return list(self._problems)
 
 
-def open_folder(path: str, split: str | None = None) -> ImageFolder | ZipFolder:
-    """An image folder, or a zip of one, by what the path is."""
+def open_folder(path: str, split: str | None = None) -> ImageFolder | ZipFolder | Prepared:
+    """An image folder, a zip of one, or what `vitjax data prepare` wrote, by what the path is."""
     if not path:
         raise InputError("the path of the images is not set: give --config.data.root=FOLDER_OR_ZIP")
+    if Path(path, card.NAME).is_file() or Path(path, PREPARING).is_dir():
+        return Prepared(path, split or "train")
     return ImageFolder(path, split) if Path(path).is_dir() else ZipFolder(path, split)
