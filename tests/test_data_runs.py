@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import use_one_device
 from PIL import Image
+from test_prepare import BAD, messy
 
 from vitjax import cli
 from vitjax import train as train_lib
@@ -176,3 +177,25 @@ def test_a_policy_is_one_line_of_a_config(tmp_path, make_config, name):
         config.augment = ({"target": "vitjax.data.policies:Policy", "name": name},)
     train_lib.train(config, tmp_path / "run")
     assert np.isfinite(losses(tmp_path / "run")).all()
+
+
+def test_a_messy_folder_is_trained_on_as_it_is(tmp_path, make_config):
+    """Every kind of file that folders collect, each as docs/data.md says."""
+    messy(tmp_path / "birds")
+    config = make_config(total_steps=4, eval_every=0, checkpoint_every=0)
+    of_source(
+        config, "vitjax.data.sources.folders:open_folder", path=str(tmp_path / "birds"),
+        split="train",
+    )  # fmt: skip
+    with config.unlocked():
+        crop = {"target": "vitjax.data.transforms:RandomResizedCrop", "min_area": 0.3}
+        config.data.transforms = (crop,)
+    config.data.max_unreadable_fraction = 0.3
+    train_lib.train(config, tmp_path / "run")
+    rows = read_metrics(tmp_path / "run")
+    named = {Path(n).name for row in rows for n in row.get("data/unreadable_ids", [])}
+    assert named == {Path(name).name for name in BAD}
+    assert np.isfinite(losses(tmp_path / "run")).all()
+    config.data.max_unreadable_fraction = 0.01
+    with pytest.raises(InputError, match=r"[23] of 15 examples read are unreadable"):
+        train_lib.train(config, tmp_path / "strict")

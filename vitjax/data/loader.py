@@ -32,13 +32,14 @@ HostBatch = dict[str, np.ndarray]
 class Faults:
     """Counts unreadable examples and stops the run when there are too many.
 
-    Attributes:
-      max_fraction: of the examples read so far, once `min_examples` have been read; with three
+    Args:
+      total: how many examples there are.
+      max_fraction: of the examples met so far, or of `min_examples` before that; with three
         standard deviations of leave, so that a set with fewer is never stopped by an unlucky start.
     """
 
-    def __init__(self, max_fraction: float = 0.01, min_examples: int = 100):
-        self.max_fraction, self.min_examples = max_fraction, min_examples
+    def __init__(self, total: int, max_fraction: float = 0.01, min_examples: int = 100):
+        self.total, self.max_fraction, self.min_examples = total, max_fraction, min_examples
         self.num_read = 0
         self.reasons: dict[str, str] = {}
         self._num_told = 0
@@ -65,7 +66,7 @@ class Faults:
         with self._lock:
             is_new = example_id not in self.reasons
             self.reasons[example_id] = reason
-            num_read = max(self.num_read, self.min_examples)
+            num_read = min(max(self.num_read, self.min_examples), self.total)
             count, allowed = len(self.reasons), self.max_fraction * num_read
         if is_new:
             log.warning(
@@ -114,7 +115,7 @@ class Loader:
         self.source, self.preprocess, self.transforms = source, preprocess, tuple(transforms)
         self.max_labels = max_labels
         self._between = between
-        self.faults = Faults(max_unreadable_fraction)
+        self.faults = Faults(len(source), max_unreadable_fraction)
         self._sampling, self._repeats = sampling, repeats
         self._orders: dict[int, Order] = {}
         self._pool = None
