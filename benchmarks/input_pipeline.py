@@ -120,7 +120,9 @@ def by_torch(folder: str, threads: int):
 
 
 def by_tensorflow(folder: str, threads: int):
-    import tensorflow as tf
+    import importlib
+
+    tf = importlib.import_module("tensorflow")  # a peer here, never a part of the package
 
     def load(path):
         data = tf.io.read_file(path)

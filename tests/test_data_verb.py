@@ -13,8 +13,8 @@ from rich.console import Console
 from vitjax import config as config_lib
 from vitjax import devices, experiment
 from vitjax.data import contact_sheet, inspecting, measure, verb
+from vitjax.data.preparing.statistics import kind_of, mean_and_std, pixel_sums
 from vitjax.data.sources.arrays import Arrays, Digits
-from vitjax.data.statistics import kind_of, mean_and_std, pixel_sums
 from vitjax.errors import InputError
 
 QUIET = Console(quiet=True)

@@ -20,11 +20,11 @@ from PIL import Image
 from rich.console import Console
 
 from vitjax import lock
-from vitjax.data import prepare as preparing
 from vitjax.data import verb
 from vitjax.data.images import decode
 from vitjax.data.loader import Loader
-from vitjax.data.prepare_options import Options
+from vitjax.data.preparing import prepare as preparing
+from vitjax.data.preparing.options import Options
 from vitjax.data.preprocess import Preprocess
 from vitjax.data.sources.prepared import Prepared
 from vitjax.errors import InputError, SaveError, UnreadableImage
@@ -188,10 +188,11 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from rich.console import Console
-from vitjax.data import prepare, prepare_options
+from vitjax.data.preparing import options as options_lib
+from vitjax.data.preparing import prepare
 
 if __name__ == "__main__":
-    options = prepare_options.Options(
+    options = options_lib.Options(
         source=sys.argv[1], split="train", num_shards=12, num_workers=2, short_side=32,
     )
     prepare.prepare(options, Path(sys.argv[2]), Console(quiet=True))

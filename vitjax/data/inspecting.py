@@ -16,10 +16,9 @@ from rich.table import Table
 from vitjax import config as config_lib
 from vitjax.data.contact_sheet import draw_classes, draw_sheet, shorten
 from vitjax.data.counting import Count
-from vitjax.data.encoding import reason
 from vitjax.data.images import decode
-from vitjax.data.sources import ask
-from vitjax.data.statistics import (
+from vitjax.data.preparing.encoding import reason
+from vitjax.data.preparing.statistics import (
     class_name,
     count_labels,
     kind_of,
@@ -27,7 +26,8 @@ from vitjax.data.statistics import (
     pixel_sums,
     size_summary,
 )
-from vitjax.data.whole_files import write_bytes
+from vitjax.data.preparing.whole_files import write_bytes
+from vitjax.data.sources import ask
 from vitjax.errors import InputError, UnreadableImage
 
 log = logging.getLogger("vitjax")

@@ -16,7 +16,7 @@ from vitjax import config as config_lib
 from vitjax import devices, experiment, parallel
 from vitjax.data.counting import Count
 from vitjax.data.images import decode, size_of
-from vitjax.data.whole_files import write_bytes
+from vitjax.data.preparing.whole_files import write_bytes
 from vitjax.errors import InputError, UnreadableImage
 
 SAMPLED = 256  # examples whose pieces are timed

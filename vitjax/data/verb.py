@@ -53,8 +53,8 @@ def _check_folder(out: str) -> Path:
 
 
 def prepare(arguments: argparse.Namespace, source_arguments: dict[str, Any]) -> int:
-    from vitjax.data import prepare as preparing
-    from vitjax.data.prepare_options import Options
+    from vitjax.data.preparing import prepare as preparing
+    from vitjax.data.preparing.options import Options
 
     if arguments.shards != "auto" and not arguments.shards.isdecimal():
         raise InputError(f"--shards must be a number or auto, got {arguments.shards!r}")
@@ -97,7 +97,7 @@ def inspect(
 ) -> int:
     from vitjax import config as config_lib
     from vitjax.data import inspecting
-    from vitjax.data.prepare_options import open_named
+    from vitjax.data.preparing.options import open_named
 
     if bool(arguments.source) == bool(arguments.config):
         raise InputError("give either --source or --config")

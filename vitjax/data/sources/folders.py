@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vitjax.data import card
 from vitjax.data.images import EXTENSIONS
+from vitjax.data.preparing import card
 from vitjax.data.sources import choose_classes
 from vitjax.data.sources.names import Names
 from vitjax.data.sources.prepared import PREPARING, Prepared

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitjax.data import card as card_lib
+from vitjax.data.preparing import card as card_lib
 from vitjax.data.sources.array_record import parse_example
 from vitjax.data.sources.labels import AllLabels, Labels
 from vitjax.data.sources.names import Names

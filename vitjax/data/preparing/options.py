@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vitjax import config as config_lib
-from vitjax.data import prepare_shard
-from vitjax.data.encoding import Encoding
+from vitjax.data.preparing import shard as shard_lib
+from vitjax.data.preparing.encoding import Encoding
 from vitjax.data.sources import ask
 from vitjax.data.sources.labels import label_problems
 from vitjax.errors import InputError
@@ -105,7 +105,7 @@ def open_named(
     """The source that `--source` names, its block, and what to take off the front of its ids."""
     block, prefix = source_block(source, arguments, split)
     try:
-        return prepare_shard.open_source(block), block, prefix
+        return shard_lib.open_source(block), block, prefix
     except InputError as error:
         is_folder = bool(prefix) and "split" not in arguments and split != "all"
         hint = "; --split=all takes the folder or zip as it is" if is_folder else ""

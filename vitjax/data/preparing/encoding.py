@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vitjax.data.images import decode
-from vitjax.data.statistics import GREY_KINDS, kind_of, pixel_sums
+from vitjax.data.preparing.statistics import GREY_KINDS, kind_of, pixel_sums
 from vitjax.errors import UnreadableImage
 
 JPEG_LARGEST = 65_500  # pixels along a side, by libjpeg

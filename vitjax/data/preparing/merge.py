@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from vitjax.data.preparing.statistics import count_labels, mean_and_std, size_summary
 from vitjax.data.sources.names import Names
-from vitjax.data.statistics import count_labels, mean_and_std, size_summary
 
 LISTED = 100  # of each kind of fault, in the card
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from vitjax import config as config_lib
-from vitjax.data import pool
-from vitjax.data.encoding import Encoding, encode, reason
-from vitjax.data.pool import DONE, UNREADABLE
+from vitjax.data.preparing import pool
+from vitjax.data.preparing.encoding import Encoding, encode, reason
+from vitjax.data.preparing.pool import DONE, UNREADABLE
+from vitjax.data.preparing.whole_files import to_npz, write_bytes, write_records
 from vitjax.data.sources import array_record
 from vitjax.data.sources.names import Names
-from vitjax.data.whole_files import to_npz, write_bytes, write_records
 from vitjax.errors import InputError, UnreadableImage
 
 

@@ -20,18 +20,19 @@ from rich.console import Console
 
 from vitjax import config as config_lib
 from vitjax import lock
-from vitjax.data import card as card_lib
-from vitjax.data import merge as merge_lib
-from vitjax.data import prepare_shard, whole_files
 from vitjax.data.counting import Count
-from vitjax.data.encoding import encode
-from vitjax.data.merge import Merged
-from vitjax.data.pool import DONE, UNREADABLE, in_processes
-from vitjax.data.prepare_options import LISTED, Options, open_source
-from vitjax.data.prepare_shard import Task
+from vitjax.data.preparing import card as card_lib
+from vitjax.data.preparing import merge as merge_lib
+from vitjax.data.preparing import shard as shard_lib
+from vitjax.data.preparing import whole_files
+from vitjax.data.preparing.encoding import encode
+from vitjax.data.preparing.merge import Merged
+from vitjax.data.preparing.options import LISTED, Options, open_source
+from vitjax.data.preparing.pool import DONE, UNREADABLE, in_processes
+from vitjax.data.preparing.shard import Task
+from vitjax.data.preparing.statistics import class_name
 from vitjax.data.sources import ask
 from vitjax.data.sources.prepared import PREPARING, shard_paths
-from vitjax.data.statistics import class_name
 from vitjax.errors import InputError, UnreadableImage, suggest
 
 log = logging.getLogger("vitjax")
@@ -230,7 +231,7 @@ class _Split:
                     return found > allowed
 
                 for found in in_processes(
-                    prepare_shard.write_shard, waiting, self.options.num_workers, watch
+                    shard_lib.write_shard, waiting, self.options.num_workers, watch
                 ):
                     bad += found
         if len(bad) > allowed:

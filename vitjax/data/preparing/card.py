@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitjax.data.statistics import class_name
+from vitjax.data.preparing.statistics import class_name
 from vitjax.errors import InputError
 
 NAME = "card.json"
