@@ -284,6 +284,17 @@ def test_labels_beyond_max_labels_are_not_dropped_in_silence():
         Loader(Many([b""]), Preprocess(4, 1), max_labels=2).train_batch(0, 1, 0)
 
 
+@pytest.mark.parametrize("label, max_labels", [(2, None), (-1, None), ([0, 2], 3)])
+def test_a_label_outside_the_classes_ends_the_run_where_no_check_could_see_it(label, max_labels):
+    class Wrong(Photos):
+        def __getitem__(self, index):
+            return {"image": np.zeros((4, 4, 1), np.uint8), "label": label, "id": "wrong"}
+
+    loader = Loader(Wrong([b""]), Preprocess(4, 1), max_labels=max_labels)
+    with pytest.raises(InputError, match=r"the label (2|-1), but the source has classes 0 to 1"):
+        loader.train_batch(0, 1, 0)
+
+
 def test_an_evaluation_leaves_unreadable_examples_out():
     class Broken(Arrays):
         def __getitem__(self, index):

@@ -173,16 +173,24 @@ class Loader:
 
     def _labels(self, labels: list) -> np.ndarray:
         if self.max_labels is None:
-            return np.asarray(labels, np.int32)
-        padded = np.full((len(labels), self.max_labels), -1, np.int32)
-        for row, values in zip(padded, labels, strict=True):
-            if len(values) > self.max_labels:
-                raise InputError(
-                    f"an example has {len(values)} labels, more than data.max_labels="
-                    f"{self.max_labels}"
-                )
-            row[: len(values)] = values
-        return padded
+            found = np.asarray(labels, np.int32)
+            least = 0
+        else:
+            found, least = np.full((len(labels), self.max_labels), -1, np.int32), -1
+            for row, values in zip(found, labels, strict=True):
+                if len(values) > self.max_labels:
+                    raise InputError(
+                        f"an example has {len(values)} labels, more than data.max_labels="
+                        f"{self.max_labels}"
+                    )
+                row[: len(values)] = values
+        if found.size and not least <= found.min() <= found.max() < self.source.num_classes:
+            wrong = found.max() if found.max() >= self.source.num_classes else found.min()
+            raise InputError(
+                f"an example has the label {wrong}, but the source has classes 0 to "
+                f"{self.source.num_classes - 1}"
+            )
+        return found
 
     def _read(
         self, indices: np.ndarray, positions: np.ndarray | None = None, seed: int = 0
