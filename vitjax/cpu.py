@@ -1,4 +1,4 @@
-"""Settings for JAX on CPUs; nothing here changes a number. Both must come before JAX starts."""
+"""Settings for JAX on CPUs, which must come before JAX starts and change no number; its cores."""
 
 import ctypes
 import os
@@ -33,3 +33,10 @@ def give_virtual_devices_threads() -> None:
     found = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
     if found and int(found[1]) > 1:
         os.environ.setdefault("NPROC", str(4 * int(found[1])))
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

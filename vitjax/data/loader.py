@@ -10,7 +10,6 @@ import collections
 import concurrent.futures
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from vitjax import cpu
 from vitjax.data.images import decode, size_of
 from vitjax.data.order import Order, make_order
 from vitjax.data.preprocess import Preprocess
@@ -109,7 +109,7 @@ class Loader:
         between: Callable[[], None] = lambda: None,
     ):
         if num_threads is None:
-            num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+            num_threads = cpu.usable_cores()
         if num_threads < 0:
             raise InputError(f"data.num_threads must be 0 or more, got {num_threads}")
         self.source, self.preprocess, self.transforms = source, preprocess, tuple(transforms)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitjax import config as config_lib
-from vitjax import devices, experiment, parallel
+from vitjax import cpu, devices, experiment, parallel
 from vitjax.data.counting import Count
 from vitjax.data.images import decode, size_of
 from vitjax.data.preparing.whole_files import write_bytes
@@ -35,9 +35,8 @@ def memory() -> int:
 
 def threads_of(config: Any) -> int:
     """The number of decoding threads that a run of this config has here."""
-    if config.data.num_threads is not None:
-        return config.data.num_threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    given = config.data.num_threads
+    return cpu.usable_cores() if given is None else given
 
 
 def time_loader(config: Any, num_batches: int, console: Console) -> dict[str, Any]:
@@ -56,17 +55,17 @@ def time_loader(config: Any, num_batches: int, console: Console) -> dict[str, An
         next(batches)
         start = time.perf_counter()
         row: dict[str, Any] = {"threads": threads, "first_batch_seconds": start - began}
-        cpu = time.process_time()
+        began_cpu = time.process_time()
         images = num_batches * config.batch_size
         with Count(console, f"{threads} threads:", images) as count:
             for batch in range(1, num_batches + 1):
                 next(batches)
                 count.show(batch * config.batch_size)
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        seconds, work = time.perf_counter() - start, time.process_time() - began_cpu
         row |= {
             "images_per_second": images / seconds,
-            "images_per_cpu_second": images / cpu,
-            "cpu_ms_per_image": 1000 * cpu / images,
+            "images_per_cpu_second": images / work,
+            "cpu_ms_per_image": 1000 * work / images,
             "unreadable": len(loader.faults.reasons),
         }
     finally:

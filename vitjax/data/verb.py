@@ -1,11 +1,10 @@
 """`vitjax data`: prepares data for training, shows it, and measures how fast it is read."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
-from vitjax import cli
+from vitjax import cli, cpu
 from vitjax.config import parse_value
 from vitjax.errors import InputError
 from vitjax.progress import logging_to
@@ -18,12 +17,6 @@ EXAMPLES = """example: vitjax data prepare --source=birds --split=train,test --o
   vitjax data inspect --config=my_config.py --config.data.root=birds --out=look
   vitjax data bench   --config=my_config.py --config.data.root=birds --threads=1,2,4
 """  # noqa: E501
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _arguments(assignments: list[str]) -> dict[str, Any]:
@@ -72,7 +65,7 @@ def prepare(arguments: argparse.Namespace, source_arguments: dict[str, Any]) -> 
             quality=arguments.quality,
             channels=arguments.channels,
             num_shards=None if arguments.shards == "auto" else int(arguments.shards),
-            num_workers=_cores() if arguments.workers is None else arguments.workers,
+            num_workers=cpu.usable_cores() if arguments.workers is None else arguments.workers,
             keep_duplicates=arguments.keep_duplicates,
             max_unreadable=arguments.max_unreadable,
             licence=arguments.licence,
