@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitjax import config as config_lib
+from vitjax import cpu
 from vitjax.data.contact_sheet import draw_classes, draw_sheet, shorten
 from vitjax.data.counting import Count
 from vitjax.data.images import decode
@@ -94,10 +94,9 @@ def check(source: Any, indices: Sequence[int], channels: int, console: Console) 
 
     broken, kinds, sizes, labels = [], Counter(), [], []
     sums = np.zeros((2, channels), np.int64)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     with (
         Count(console, "checking:", len(indices)) as count,
-        ThreadPoolExecutor(threads, "vitjax-check") as pool,
+        ThreadPoolExecutor(cpu.usable_cores(), "vitjax-check") as pool,
     ):
         for done, found in enumerate(pool.map(look, indices), 1):
             if len(found) == 2:
