@@ -319,6 +319,19 @@ def test_a_marker_that_is_cut_short_leaves_no_step_that_counts(tmp_path, make_co
     assert steps.whole_steps(tmp_path / "checkpoints") == [2, 6]
 
 
+def test_no_reader_meets_a_marker_before_it_is_whole(tmp_path, make_config, monkeypatch):
+    seen, real = [], store._write_synced
+
+    def watched(path, text):
+        real(path, text)
+        seen.append((path.parent.name, steps.whole_steps(tmp_path / "checkpoints")))
+
+    monkeypatch.setattr(store, "_write_synced", watched)
+    train(make_config(total_steps=2, eval_every=0, checkpoint_every=2), tmp_path)
+    assert seen == [("2.saving", []), ("2", [])]
+    assert steps.whole_steps(tmp_path / "checkpoints") == [2]
+
+
 def test_training_goes_on_over_failed_saves_and_tries_the_last_again(
     tmp_path, make_config, monkeypatch
 ):

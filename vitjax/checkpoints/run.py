@@ -204,7 +204,7 @@ class Checkpoints:
                 self._remove_old()
             else:
                 shutil.rmtree(steps.saving_folder(self.directory, step), ignore_errors=True)
-                # A marker that was cut short must not make the step count.
+                # It failed between its new name and its marker.
                 shutil.rmtree(self.directory / str(step), ignore_errors=True)
                 reason = f"{reason}{_space(self.directory, size)}"
                 log.warning("step %d could not be saved: %s", step, reason)

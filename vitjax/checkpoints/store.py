@@ -153,8 +153,10 @@ def _checksum(folder: Path) -> str:
 
 
 def mark_finished(folder: Path) -> None:
-    """Makes a step count."""
-    _write_synced(folder / FINISHED, _checksum(folder) + "\n")
+    """Makes a step count: its marker is there whole or not at all."""
+    begun = folder / f"{FINISHED}.writing"
+    _write_synced(begun, _checksum(folder) + "\n")
+    begun.replace(folder / FINISHED)
 
 
 def is_finished(folder: Path) -> bool:
