@@ -1,0 +1,1 @@
+"""Transfer of checkpoints to medical images: readers, metrics, guards, presets, reports."""
