@@ -17,7 +17,7 @@ from vitjax.errors import (
 
 # Each verb is a module with main(argv) -> exit status.
 VERBS = {
-    "train": ("vitjax.train", "train a model, or go on with an interrupted run"),
+    "train": ("vitjax.train_verb", "train a model, or go on with an interrupted run"),
     "eval": ("vitjax.evaluate", "score a run's checkpoint on the sets of its config"),
     "plan": ("vitjax.planning.plan", "prove a run for a pod, with no accelerator attached"),
     "sweep": ("vitjax.sweep.verb", "plan, run and collect many runs for a scaling law"),
@@ -27,7 +27,9 @@ VERBS = {
     "runs": ("vitjax.runs", "a table of runs: state, step, metric, speed, goodput"),
     "checkpoints": ("vitjax.checkpoints.verb", "list, verify, compare and remove saved steps"),
     "data": ("vitjax.data.verb", "prepare, look at and measure image data"),
+    "transfer": ("vitjax.medical.verb", "fine-tune on labelled medical images, with a report"),
     "predict": ("vitjax.predict", "classify a folder or a file of images into a CSV"),
+    "explain": ("vitjax.explain.verb", "show which parts of an image a prediction rests on"),
 }
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2

@@ -76,6 +76,11 @@ def base_config() -> Config:
                 "scan": True,
                 "remat": "none",
                 "head_bias": 0.0,
+                "input_sizes": (),  # numbers of each variable beside the image, a token each
+                "lora_rank": 0,
+                "lora_alpha": None,
+                "lora_targets": ("qkv", "out"),
+                "frozen_blocks": 0,  # of the first ones, with what comes before them
             },
             "objective": {
                 "target": "vitjax.objectives.supervised:Supervised",
@@ -99,6 +104,8 @@ def base_config() -> Config:
                 "num_threads": None,  # that decode; None for one a core
                 "num_ahead": 2,  # batches
                 "max_labels": None,  # of an example, for multi-label data
+                "num_targets": None,  # instead: labels are so many numbers, NaN where unknown
+                "num_inputs": 0,  # numbers beside the image, NaN where unknown
                 "max_unreadable_fraction": 0.01,
             },
             "augment": (),  # on the device, in order
@@ -138,6 +145,12 @@ def base_config() -> Config:
                 "at_powers_of": None,  # likewise at 1 and all powers of this number
                 "max_failed_saves": 3,  # in a row; the run ends at the next
                 "preempt_exit_code": 75,
+            },
+            "early_stop": {
+                "metric": None,  # such as "eval/val/auroc"; None: never
+                "mode": "max",
+                "patience": 5,  # evaluations without a gain
+                "min_delta": 0.0,  # that counts as one
             },
             "faults": {
                 "policy": "stop",  # at a loss that is no number or jumps; or "skip", "rollback"

@@ -124,12 +124,19 @@ class Experiment:
 def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     sharding = parallel.batch_sharding(mesh)
     size, rows = config.data.image_size, config.batch_size
-    labels = (rows,) if config.data.max_labels is None else (rows, config.data.max_labels)
+    data, kind = config.data, np.int32
+    labels = (rows,) if data.max_labels is None else (rows, data.max_labels)
+    if data.num_targets is not None:
+        labels, kind = (rows, data.num_targets), np.float32
+    shapes = {
+        "images": ((rows, size, size, data.channels), np.uint8),
+        "labels": (labels, kind),
+    }
+    if data.num_inputs:
+        shapes["inputs"] = (rows, data.num_inputs), np.float32
     return {
-        "images": jax.ShapeDtypeStruct(
-            (rows, size, size, config.data.channels), np.uint8, sharding=sharding
-        ),
-        "labels": jax.ShapeDtypeStruct(labels, np.int32, sharding=sharding),
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
     }
 
 
@@ -204,7 +211,13 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
     algorithm = config_lib.build(settings.pop("algorithm"))
     if precision.optimizer == "bfloat16":
         algorithm = store_in_bfloat16(algorithm)
-    optimizer = make_optimizer(params, algorithm=algorithm, schedule=schedule, **settings)
+    optimizer = make_optimizer(
+        params,
+        algorithm=algorithm,
+        schedule=schedule,
+        frozen_blocks=config.model.get("frozen_blocks", 0),
+        **settings,
+    )
 
     def fresh():
         return init_state(
@@ -267,6 +280,13 @@ def make_loader(
     if not source.get("target"):
         raise InputError(f"{name}.target is not set: give the import path of a source")
     loaded = config_lib.build(source)
+    widths = {
+        "num_targets": getattr(loaded, "num_targets", None),
+        "num_inputs": getattr(loaded, "num_inputs", 0),
+    }
+    for key, width in widths.items():
+        if width != config.data[key]:
+            raise InputError(f"{name} gives {width} for data.{key}, which is {config.data[key]}")
     if loaded.num_classes > config.model.get("num_classes", loaded.num_classes):
         raise InputError(
             f"the data has {loaded.num_classes} classes, more than the head's "

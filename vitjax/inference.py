@@ -13,6 +13,7 @@ from vitjax import experiment, parallel, state
 from vitjax.checkpoints import steps
 from vitjax.data.preprocess import Preprocess
 from vitjax.errors import InputError
+from vitjax.models import lora
 from vitjax.models.functional import Model
 
 log = logging.getLogger("vitjax")
@@ -58,6 +59,10 @@ def load(
         contract_preprocess = Preprocess.from_dict(contract["preprocess"])
         made = experiment.make_model(contract["model"], contract_preprocess, precision)
         state.check_same_tree(made.abstract_params, params, str(folder))
+        if contract["model"].get("lora_rank"):
+            block, params = lora.merged(contract["model"], params)
+            contract = contract | {"model": block}
+            made = experiment.make_model(block, contract_preprocess, precision)
     else:
         from vitjax.interop import read  # which builds models itself
 

@@ -66,8 +66,7 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
         if "blocks" in parts:
             factors = decay ** (depth - jnp.arange(leaf.shape[0], dtype=jnp.float32))
             return factors.reshape(-1, *(1,) * (len(leaf.shape) - 1))
-        is_first = {"patch_embed", "cls_token", "positions"} & set(parts)
-        return jnp.asarray(decay ** (depth + 1 if is_first else 0), jnp.float32)
+        return jnp.asarray(decay ** (depth + 1 if _is_below(path) else 0), jnp.float32)
 
     return jax.tree.map_with_path(scale, params)
 
@@ -243,6 +242,7 @@ def make_optimizer(
     layer_decay: float | None = None,
     freeze: Sequence[str] = (),
     clip_norm: float | None = None,
+    frozen_blocks: int = 0,
 ) -> optax.GradientTransformation:
     """Builds the whole chain.
 
@@ -256,6 +256,8 @@ def make_optimizer(
       layer_decay: see `layer_scales`; None for off.
       freeze: patterns of parameters that never change and have no optimizer state.
       clip_norm: the largest global norm of the gradient; None for off.
+      frozen_blocks: so many of the first blocks, and what comes before them, never change and
+        have no optimizer state either.
     """
     if not peak_lr > 0:
         raise InputError(f"optimizer.peak_lr must be positive, got {peak_lr}")
@@ -263,6 +265,7 @@ def make_optimizer(
         raise InputError(f"optimizer.clip_norm must be positive or None, got {clip_norm}")
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise InputError(f"optimizer.layer_decay must be in (0, 1] or None, got {layer_decay}")
+    whole, params = params, jax.eval_shape(lambda p: _above(p, frozen_blocks), params)
     chain = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
     chain.append(algorithm)
     if weight_decay:
@@ -272,14 +275,67 @@ def make_optimizer(
         scales = layer_scales(params, layer_decay)
         chain.append(optax.stateless(lambda updates, _: _multiply(updates, scales)))
     chain.append(optax.scale_by_learning_rate(lambda count: peak_lr * schedule(jnp.asarray(count))))
-    optimizer = optax.chain(*chain)
-    if not freeze:
+    optimizer = _of_upper_blocks(optax.chain(*chain), frozen_blocks)
+    frozen = match(freeze, whole, "optimizer.freeze")
+    if frozen_blocks:
+        frozen = jax.tree.map_with_path(lambda path, f: f or _is_below(path), frozen)
+    if not any(jax.tree.leaves(frozen)):
         return optimizer
-    frozen = match(freeze, params, "optimizer.freeze")
     if all(jax.tree.leaves(frozen)):
         raise InputError(f"optimizer.freeze {tuple(freeze)} freezes every parameter")
     labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
-    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+    return optax.partition({"trained": optimizer, "frozen": optax.stateless(_unchanged)}, labels)
+
+
+FIRST = ("stem", "patch_embed", "cls_token", "distill_token", "registers", "positions", "pre_norm",
+         "mask_token")  # fmt: skip
+
+
+def _parts(path: tuple) -> list[str]:
+    return path_name(path).split("/")
+
+
+def _is_below(path: tuple) -> bool:
+    """Whether a parameter comes before the blocks."""
+    return bool(set(FIRST) & set(_parts(path)))
+
+
+def _above(tree: PyTree, frozen_blocks: int) -> PyTree:
+    """The tree without the first blocks of its stacked leaves."""
+    if not frozen_blocks:
+        return tree
+    return jax.tree.map_with_path(
+        lambda path, x: x[frozen_blocks:] if "blocks" in _parts(path) else x, tree
+    )
+
+
+def _unchanged(updates: PyTree, params: PyTree) -> PyTree:
+    """Minus zero, which is added to any number without changing a bit."""
+    del params
+    return jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates)
+
+
+def _of_upper_blocks(
+    optimizer: optax.GradientTransformation, frozen_blocks: int
+) -> optax.GradientTransformation:
+    """The optimizer for all but the first blocks, of which it sees nothing."""
+    if not frozen_blocks:
+        return optimizer
+
+    def update(updates, state, params=None):
+        inner = None if params is None else _above(params, frozen_blocks)
+        found, state = optimizer.update(_above(updates, frozen_blocks), state, inner)
+
+        def padded(path, new, old):
+            if "blocks" not in _parts(path):
+                return new
+            return jnp.concatenate([jnp.full_like(old[:frozen_blocks], -0.0), new])
+
+        return jax.tree.map_with_path(padded, found, updates), state
+
+    return optax.GradientTransformation(
+        lambda params: optimizer.init(_above(params, frozen_blocks)), update
+    )
 
 
 def _is_masked(leaf: Any) -> bool:

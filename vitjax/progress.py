@@ -17,10 +17,15 @@ log = logging.getLogger("vitjax")
 def logging_to(workdir: Path | None, process: int = 0) -> Iterator[Console]:
     """Sends the package's log to the terminal and, with a workdir, to its train.log.
 
-    Of several processes only the first speaks on the terminal; the others have a log each.
+    Of several processes only the first speaks on the terminal; the others have a log each. A run
+    inside other work, which has the terminal already, shows there no more than its progress line.
     """
     console = Console(stderr=True, highlight=False, quiet=process > 0)
-    handlers: list[logging.Handler] = [_ConsoleHandler(console)]
+    outer = [h for h in log.handlers if isinstance(h, _ConsoleHandler)]
+    handlers: list[logging.Handler] = [] if outer else [_ConsoleHandler(console)]
+    console.quiet = console.quiet or (bool(outer) and not console.is_terminal)
+    for handler in outer:
+        log.removeHandler(handler)
     if workdir is not None:
         name = "train.log" if process == 0 else f"train.{process}.log"
         handlers.append(_FileHandler(workdir / name))
@@ -35,6 +40,8 @@ def logging_to(workdir: Path | None, process: int = 0) -> Iterator[Console]:
         for handler in handlers:
             log.removeHandler(handler)
             handler.close()
+        for handler in outer:
+            log.addHandler(handler)
 
 
 class _FileHandler(logging.FileHandler):

@@ -78,3 +78,19 @@ def warmup_stable_decay(*, total_steps: int, warmup_steps: int, cooldown_steps: 
     return lambda count: (
         _warmup(count, warmup_steps) * _cooldown(count, total_steps, cooldown_steps)
     )
+
+
+def bit_hyper(*, total_steps: int) -> Schedule:
+    """A fifth of warm-up, then ten times less at 0.4, 0.6 and 0.8 of the steps.
+
+    Source: BiT-HyperRule (Kolesnikov et al. 2019, arXiv 1912.11370), whose run for small data warms
+    up for 100 of 500 steps and falls at 200, 300 and 400.
+    """
+    marks = [0.2, 0.4, 0.6, 0.8]
+
+    def schedule(count):
+        done = count / total_steps
+        falls = sum(jnp.asarray(done >= mark, jnp.float32) for mark in marks[1:])
+        return _warmup(count, max(1, int(marks[0] * total_steps))) * 0.1**falls
+
+    return schedule

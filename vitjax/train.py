@@ -1,6 +1,5 @@
-"""`vitjax train`: read the config, build, loop, log, evaluate, save."""
+"""Training: build what the config says, loop, log, evaluate, save."""
 
-import argparse
 import collections
 import json
 import logging
@@ -11,22 +10,13 @@ from typing import Any
 
 import jax
 
-from vitjax import (
-    cli,
-    determinism,
-    experiment,
-    monitor,
-    parallel,
-    processes,
-    state,
-    warm_start,
-)
-from vitjax import config as config_lib
+from vitjax import experiment, monitor, parallel, state, warm_start
 from vitjax import workdir as workdir_lib
 from vitjax.checkpoints.run import Checkpoints
 from vitjax.config import Config
 from vitjax.curves import Curves
 from vitjax.devices import peak_flops
+from vitjax.early_stop import EarlyStop
 from vitjax.errors import Preempted
 from vitjax.progress import ProgressLine, describe, logging_to
 from vitjax.rescue import Rescue
@@ -43,8 +33,6 @@ from vitjax.telemetry import (
 from vitjax.watchdog import Watchdog
 
 log = logging.getLogger("vitjax")
-
-EXAMPLE = "vitjax train --config=quickstart --workdir=runs/quickstart --config.seed=1"
 
 
 def _due(step: int, every: int, total: int) -> bool:
@@ -84,13 +72,14 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
             warm_start.check_init(exp)
         attention = monitor.AttentionLogits(exp) if config.monitor.attention_logits else None
         alarm = monitor.GrowthAlarm(config.monitor.attention_alarm)
+        early_stop = EarlyStop(**config.early_stop)
     with (
         workdir_lib.opened(workdir, config),
         logging_to(workdir, jax.process_index()) as console,
         stop,
     ):
         run = _Run(exp, loader, evaluators, workdir, clock, console, stop, watchdog, checkpoints)
-        run.attention, run.alarm = attention, alarm
+        run.attention, run.alarm, run.early_stop = attention, alarm, early_stop
         try:
             return run.go()
         finally:
@@ -122,6 +111,7 @@ class _Run:
         self.layers = monitor.layer_names(exp.abstract_state.params)
         self.attention: Any = None
         self.alarm: Any = None
+        self.early_stop = EarlyStop()
         self.last: dict[str, float] = {}
         self.in_flight: collections.deque = collections.deque()
         self.steps_timed, self.marked_step, self.peak = 0, 0, math.inf
@@ -136,8 +126,11 @@ class _Run:
             write_config(self.workdir, config)
         log.info("%s", exp.summary())
         self.checkpoints.clean()
-        if self.checkpoints.newest() == config.total_steps and not self.checkpoints.pending_row():
-            return self._nothing_to_do()
+        newest, pending = self.checkpoints.newest(), self.checkpoints.pending_row()
+        rows = read_metrics(self.workdir) if newest and self.is_first else []
+        self.early_stop.read(rows, newest or 0)
+        if not pending and (newest == config.total_steps or self.early_stop.was_over):
+            return self._nothing_to_do(newest or 0)
         with self.clock("compile") as span:
             train_step = exp.compile()
         events.add("compile", seconds=round(span.seconds, 3))
@@ -151,12 +144,14 @@ class _Run:
         self.clock.mark()
         if row:  # its evaluation was interrupted
             self._row(step, row)
-            self._evaluate(step, train_state)
+            is_over = self._evaluate(step, train_state)
             self.metrics.flush()
+            if is_over:
+                return self._finish(step)
         while step < config.total_steps:
             try:
-                train_state = self._train(step, train_state, train_step)
-                step = config.total_steps
+                step, train_state = self._train(step, train_state, train_step)
+                break
             except _GoBack as fault:
                 step = fault.args[0]
                 self.in_flight.clear()
@@ -165,8 +160,7 @@ class _Run:
         self._make_sure(step, train_state)
         return self._finish(step)
 
-    def _nothing_to_do(self) -> dict[str, float]:
-        step = self.exp.config.total_steps
+    def _nothing_to_do(self, step: int) -> dict[str, float]:
         log.info("%s is complete at step %d; nothing to do", self.workdir, step)
         if (self.workdir / "summary.json").exists():
             return json.loads((self.workdir / "summary.json").read_text())
@@ -186,8 +180,10 @@ class _Run:
         log.info("resumed at step %d", step)
         return step, train_state, contract.get("row", {})
 
-    def _train(self, first: int, train_state: state.TrainState, train_step: Any) -> Any:
-        """Runs the steps after `first` to the end.
+    def _train(
+        self, first: int, train_state: state.TrainState, train_step: Any
+    ) -> tuple[int, state.TrainState]:
+        """Runs the steps after `first` to the last, or to where the metric stops to improve.
 
         Raises:
           _GoBack: a step went wrong.
@@ -224,11 +220,13 @@ class _Run:
                 self._drain()
             if is_watched:
                 self._watch_attention(step, train_state, batch)
-            if is_eval:
-                self._evaluate(step, train_state)
-            if is_save:
+            is_over = is_eval and self._evaluate(step, train_state)
+            if is_save or is_over:
                 self._save(step, train_state)
-        return train_state
+            if is_over:
+                log.info("%s has stopped to improve: the run ends", self.early_stop.metric)
+                return step, train_state
+        return total, train_state
 
     def _collect(self) -> None:
         """Reads the oldest step in flight; by now the device is done with it."""
@@ -284,7 +282,8 @@ class _Run:
         self.metrics.add(step, values)
         self.last |= values
 
-    def _evaluate(self, step: int, train_state: state.TrainState) -> None:
+    def _evaluate(self, step: int, train_state: state.TrainState) -> bool:
+        """Whether the run ends here."""
         results = {}
         try:
             with self.clock("evaluate"):
@@ -296,6 +295,7 @@ class _Run:
         self._row(step, results)
         shown = "  ".join(f"{k} {v:.4g}" for k, v in results.items() if not k.endswith("/examples"))
         log.info("step %d  %s", step, shown)
+        return self.early_stop.is_over(step, results)
 
     def _watch_attention(self, step: int, train_state: state.TrainState, batch: Any) -> None:
         self._row(step, values := self.attention(train_state, batch))
@@ -368,33 +368,3 @@ class _Run:
         self.loader.close()
         if self.is_first:
             self.curves.draw()
-
-
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vitjax train",
-        description="Trains a model, or goes on with the run that the workdir holds.",
-        epilog=f"example: {EXAMPLE}",
-    )
-    parser.add_argument(
-        "--config", required=True, help="a config file, or the name of a shipped one"
-    )
-    parser.add_argument("--workdir", help="the run directory")
-    parser.add_argument(
-        "--check_determinism",
-        type=int,
-        nargs="?",
-        const=5,
-        metavar="STEPS",
-        help="instead: train so many steps twice and compare every bit; nothing is written",
-    )
-    parser.add_argument("--config.KEY", metavar="VALUE", help="override any key of the config")
-    arguments, assignments = cli.parse(parser, argv)
-    config = config_lib.override(config_lib.load_config(arguments.config), assignments)
-    if arguments.check_determinism is None and arguments.workdir is None:
-        parser.error("the following arguments are required: --workdir")
-    with processes.joined(config.faults.heartbeat_seconds):
-        if arguments.check_determinism is not None:
-            return determinism.report(config, arguments.check_determinism)
-        train(config, arguments.workdir)
-    return 0

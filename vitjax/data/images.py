@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vitjax.data import jpeg
+from vitjax.data import dicom, jpeg
+from vitjax.data.dicom import is_dicom
 from vitjax.data.jpeg import Region
 from vitjax.errors import InputError, UnreadableImage
 
@@ -42,7 +43,7 @@ def size_of(image: bytes | np.ndarray) -> tuple[int, int]:
     if jpeg.is_jpeg(image) and (found := jpeg.size(image)):
         return found
     if is_dicom(image):
-        return _dicom_pixels(image).shape[:2]
+        return dicom.size(image)
     with _opened(image) as opened:
         return opened.height, opened.width
 
@@ -72,7 +73,7 @@ def decode(
             return pixels
         return _channels_of(Image.fromarray(_flat(pixels)), channels)
     if is_dicom(image):
-        return _cut(_from_array(_dicom_pixels(image), channels), region)
+        return _cut(_from_array(_dicom_frame(image), channels), region)
     with _opened(image) as opened:
         try:
             array = _channels_of(opened, channels)
@@ -131,32 +132,12 @@ def _stretched(values: np.ndarray) -> np.ndarray:
     return ((values - low) * (255.0 / max(high - low, 1e-12))).round().astype(np.uint8)
 
 
-def is_dicom(data: bytes) -> bool:
-    return data[128:132] == b"DICM"
-
-
-def _dicom_pixels(file: bytes) -> np.ndarray:
-    """One DICOM frame as the file asks it to be shown (rescale, window, MONOCHROME1 inverted)."""
-    try:
-        import pydicom  # pyright: ignore[reportMissingImports]
-        from pydicom.pixels import (  # pyright: ignore[reportMissingImports]
-            apply_modality_lut,
-            apply_voi_lut,
-        )
-    except ImportError as error:
-        raise InputError("a DICOM file needs: pip install 'vitjax[medical]'") from error
-    try:
-        data = pydicom.dcmread(io.BytesIO(file))
-        pixels = data.pixel_array
-    except Exception as error:  # missing codecs, missing pixel data, damaged files
-        raise UnreadableImage(f"cannot read its pixels: {error}") from error
-    if data.get("NumberOfFrames", 1) not in (None, 1):
-        raise UnreadableImage(f"it has {data.NumberOfFrames} frames; one is expected")
-    if pixels.ndim == 2:
-        pixels = _stretched(apply_voi_lut(apply_modality_lut(pixels, data), data))
-        if data.PhotometricInterpretation == "MONOCHROME1":
-            pixels = 255 - pixels
-    return pixels.round().astype(np.uint8)
+def _dicom_frame(file: bytes) -> np.ndarray:
+    """The only frame of a DICOM file as the file asks it to be shown."""
+    frames = dicom.num_frames(dicom.header(file))
+    if frames != 1:
+        raise UnreadableImage(f"it has {frames} frames; one is expected")
+    return dicom.shown(file)
 
 
 def read_file(path: Path, channels: int) -> UInt8[np.ndarray, "Y X C"]:

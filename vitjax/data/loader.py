@@ -91,7 +91,8 @@ class Loader:
       num_threads: that decode; one a core by default; 0 decodes where batches are read.
       sampling, repeats: see `make_order`.
       max_labels: labels of a multi-label example are padded to this many with -1; None for
-        single-label data.
+        single-label data. Of a source with `num_targets` a label is so many numbers, NaN where
+        unknown; with `num_inputs` its records have "inputs" beside the image.
       between: called before each batch of an evaluation, which it leaves by raising.
     """
 
@@ -130,13 +131,14 @@ class Loader:
         return self._orders[seed]
 
     def _one(self, index: int, position: int | None, seed: int, out: np.ndarray) -> Any:
-        """Reads one example into `out`; returns its label, or None if it cannot be read."""
+        """Reads one example's image into `out`; returns its record, or None if it cannot be
+        read."""
         example_id = f"example {index}"
         try:
             record = self.source[index]
             example_id = record["id"]
             self._image(record["image"], position, seed, out)
-            return record["label"]
+            return record
         except UnreadableImage as error:
             self.faults.add(example_id, str(error))
             return None
@@ -145,9 +147,9 @@ class Loader:
         """One example for training; for an unreadable one the next that can be read."""
         total = len(self.source)
         for offset in range(total):
-            label = self._one((index + offset) % total, position, seed, out)
-            if label is not None:
-                return label
+            record = self._one((index + offset) % total, position, seed, out)
+            if record is not None:
+                return record
         raise InputError("no example of the source can be read")
 
     def _image(self, image: Any, position: int | None, seed: int, out: np.ndarray) -> None:
@@ -172,6 +174,8 @@ class Loader:
         out[...] = fitted
 
     def _labels(self, labels: list) -> np.ndarray:
+        if getattr(self.source, "num_targets", None) is not None:
+            return np.stack(labels).astype(np.float32)
         if self.max_labels is None:
             found = np.asarray(labels, np.int32)
             least = 0
@@ -199,25 +203,35 @@ class Loader:
         cannot be read is black, with a False in `mask`."""
         size, channels = self.preprocess.image_size, self.preprocess.channels
         images = np.empty((len(indices), size, size, channels), np.uint8)
-        no_label = 0 if self.max_labels is None else []
+        width = getattr(self.source, "num_targets", None)
+        no_label: Any = 0 if self.max_labels is None else []
+        no_label = no_label if width is None else np.full(width, np.nan)
         labels: list[Any] = [no_label] * len(indices)
+        num_inputs = getattr(self.source, "num_inputs", 0)
+        inputs = np.full((len(indices), num_inputs), np.nan, np.float32)
         mask = np.ones(len(indices), bool)
 
         def work(start: int) -> None:
             for row in range(start, min(start + CHUNK, len(indices))):
                 index = int(indices[row])
                 if positions is not None:
-                    labels[row] = self._example(index, int(positions[row]), seed, images[row])
-                elif (label := self._one(index, None, seed, images[row])) is not None:
-                    labels[row] = label
+                    record = self._example(index, int(positions[row]), seed, images[row])
                 else:
+                    record = self._one(index, None, seed, images[row])
+                if record is None:
                     images[row], mask[row] = 0, False
+                    continue
+                labels[row] = record["label"]
+                if num_inputs:
+                    inputs[row] = record["inputs"]
 
         starts = range(0, len(indices), CHUNK)
         for _ in map(work, starts) if self._pool is None else self._pool.map(work, starts):
             pass
         self.faults.seen(len(indices))
         batch = {"images": images, "labels": self._labels(labels)}
+        if num_inputs:
+            batch["inputs"] = inputs
         return batch if positions is not None else batch | {"mask": mask}
 
     def train_batch(

@@ -94,12 +94,30 @@ def ct(image_size: int) -> Blocks:
     )
 
 
+def ultrasound(image_size: int) -> Blocks:
+    """B-mode ultrasound: left and right may change places, near and far may not.
+
+    The beam comes from above, and shadows and enhancement lie below what casts them: no vertical
+    flip and no large rotation. Gain and compression are set by hand, so brightness, contrast and
+    gamma vary.
+    """
+    del image_size
+    return (
+        _block("augment:RandomFlip"),
+        _block("geometry:RandomAffine", degrees=10.0, scale=(0.85, 1.15), translate=0.06,
+               fill="edge"),
+        _block("colour:ColourJitter", brightness=0.2, contrast=0.2),
+        _block("colour:Gamma", low=0.7, high=1.4),
+    )  # fmt: skip
+
+
 POLICIES: dict[str, Callable[[int], Blocks]] = {
     "natural": natural,
     "chest_xray": chest_xray,
     "dermatology": dermatology,
     "histology": histology,
     "ct": ct,
+    "ultrasound": ultrasound,
 }
 
 
@@ -127,9 +145,9 @@ class Policy:
     """Applies a named policy, each operation with a key of its own.
 
     Attributes:
-      name: "natural", "chest_xray", "dermatology", "histology" or "ct"; the function of that name
-        says what it does and why. For other strengths, put the blocks of `policy(name, size)`
-        into the config, and change them there.
+      name: "natural", "chest_xray", "dermatology", "histology", "ct" or "ultrasound"; the
+        function of that name says what it does and why. For other strengths, put the blocks of
+        `policy(name, size)` into the config, and change them there.
     """
 
     name: str

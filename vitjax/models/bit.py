@@ -5,6 +5,7 @@ Array letters: B batch, Y X image, C channels.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -105,11 +106,13 @@ class BiT(nnx.Module):
         key: jax.Array | None = None,
         *,
         intermediates: bool = False,
+        offsets: Mapping[str, Array] | None = None,
     ) -> dict[str, Any]:
         """`tokens` [B, N, C] is the last map after its norm, row-major; else as a ViT's.
 
         There is nothing random, so the key does nothing. `intermediates` adds `stages`: the output
-        of the root and of every stage.
+        of the root and of every stage. `offsets` may hold `features`, which are added to the last
+        map [B, Y, X, C], for gradients with respect to it.
         """
         del key
         check_images(images, self.plan.channels, smallest=1)
@@ -121,7 +124,7 @@ class BiT(nnx.Module):
             for unit in range(1, count + 1):
                 x = constrain(getattr(stage, f"unit{unit}")(x), "B Y X C")
             seen.append(x)
-        x = jax.nn.relu(self.norm(x))
+        x = layers.displaced(jax.nn.relu(self.norm(x)), "features", offsets)
         p = self.precision
         embedding = p.compute_cast(p.full_cast(x).mean((1, 2)))
         out = outputs(x, embedding, self.head, p)

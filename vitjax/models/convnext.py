@@ -4,6 +4,7 @@ Array letters: B batch, Y X image, C channels.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -109,10 +110,12 @@ class ConvNeXt(nnx.Module):
         key: jax.Array | None = None,
         *,
         intermediates: bool = False,
+        offsets: Mapping[str, Array] | None = None,
     ) -> dict[str, Any]:
         """`tokens` [B, N, C] is the last map, row-major; else as a ViT's.
 
-        `intermediates` adds `stages`: the output of the stem and of every stage.
+        `intermediates` adds `stages`: the output of the stem and of every stage. `offsets` may hold
+        `features`, which are added to the last map [B, Y, X, C], for gradients with respect to it.
         """
         stride = self.plan.patch_size * 2 ** (len(self.plan.blocks) - 1)
         check_images(images, self.plan.channels, smallest=stride)
@@ -128,6 +131,7 @@ class ConvNeXt(nnx.Module):
                 x = constrain(getattr(stage, f"unit{unit}")(x, block_key, rate), "B Y X C")
                 index += 1
             seen.append(x)
+        x = layers.displaced(x, "features", offsets)
         p = self.precision
         embedding = self.norm(p.compute_cast(p.full_cast(x).mean((1, 2))))
         out = outputs(x, embedding, self.head, p)

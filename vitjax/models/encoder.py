@@ -3,6 +3,8 @@
 Array letters: B batch, Y X image, N tokens, P patches, L layers, D width, C classes.
 """
 
+import operator
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from vitjax.errors import InputError
 from vitjax.models import layers
+from vitjax.models.inputs import InputTokens
 from vitjax.models.pooling import AttentionPool, pool_tokens
 from vitjax.models.positions import resize_positions, rope_angles, sincos2d_positions
 from vitjax.models.shapes import Geometry
@@ -50,6 +53,8 @@ class ViT(nnx.Module):
         scan: bool,
         remat: str,
         head_bias: float,
+        frozen_blocks: int,
+        lora_scale: float,
     ):
         g, shape, d = geometry, geometry.shape, geometry.shape.width
         make = {"precision": precision, "rngs": rngs}
@@ -72,6 +77,8 @@ class ViT(nnx.Module):
         self.distill_token = tokens(int(g.distill_token))
         self.registers = tokens(g.num_registers, scale=0.02)
         self.mask_token = tokens(int(g.mask_token))
+        inputs = InputTokens(g.input_sizes, d, **make) if g.input_sizes else None
+        self.inputs: Any = inputs
         is_learned = g.positions == "learned"
         self.positions = tokens(g.num_positions, scale=d**-0.5) if is_learned else None
         self.pre_norm = layers.LayerNorm(d, precision=precision, **norm) if g.pre_norm else None
@@ -97,6 +104,7 @@ class ViT(nnx.Module):
                 layer_scale=layer_scale,
                 dropout_rate=dropout_rate,
                 use_drop_path=drop_path_rate > 0,
+                lora=dict.fromkeys(g.lora_targets, (g.lora_rank, lora_scale)),
             )
 
         self.blocks = nnx.vmap(make_block)(jax.random.split(rngs.params(), shape.depth))
@@ -124,6 +132,7 @@ class ViT(nnx.Module):
         self.drop_path_rate = drop_path_rate
         self.scan = scan
         self.remat = remat
+        self.frozen_blocks = frozen_blocks
 
     def _grid(self, images: Array) -> tuple[int, int]:
         """Rows and columns of patches of these images."""
@@ -137,9 +146,13 @@ class ViT(nnx.Module):
         return height // g.patch_size, width // g.patch_size
 
     def embed_patches(
-        self, images: Float[Array, "B Y X C"], masked: Bool[Array, "B P"] | None = None
+        self,
+        images: Float[Array, "B Y X C"],
+        masked: Bool[Array, "B P"] | None = None,
+        inputs: Float[Array, "B M"] | None = None,
     ) -> Float[Array, "B N D"]:
-        """Patches to tokens with positions; before them class, distillation, register tokens."""
+        """Patches to tokens with positions; before them class, distillation and register tokens,
+        and those of other inputs."""
         g, p = self.geometry, self.precision
         grid = self._grid(images)
         x = p.compute_cast(images)
@@ -165,10 +178,11 @@ class ViT(nnx.Module):
         elif g.positions == "sincos2d":
             table = sincos2d_positions(*grid, g.shape.width)
             x = x + p.compute_cast(jnp.asarray(table))[None]
-        if prefix:
-            first = jnp.concatenate(prefix)
-            first = jnp.broadcast_to(first[None], (x.shape[0], *first.shape))
-            x = jnp.concatenate([first, x], axis=1)
+        before = [jnp.broadcast_to(t[None], (x.shape[0], *t.shape)) for t in prefix]
+        if self.inputs is not None:
+            before.append(self.inputs(inputs, x.shape[0]))
+        if before:
+            x = jnp.concatenate([*before, x], axis=1)
         return x if self.pre_norm is None else self.pre_norm(x)
 
     def encode(
@@ -177,6 +191,7 @@ class ViT(nnx.Module):
         key: jax.Array | None,
         intermediates: bool,
         grid: tuple[int, int],
+        offsets: Mapping[str, Array] | None = None,
     ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
         """Runs all blocks; the second result holds each block's intermediates, stacked over L."""
         g, depth = self.geometry, self.geometry.shape.depth
@@ -187,10 +202,10 @@ class ViT(nnx.Module):
             rope = rope_angles(*grid, g.shape.width // g.shape.num_heads, self.rope_theta)
 
         def body(x, layer):
-            index, rate, params = layer
+            index, rate, params, displacements = layer
             x = checkpoint_name(constrain(x, "B N D"), "block_input")
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            x, seen = nnx.merge(graphdef, params)(x, layer_key, rate, rope)
+            x, seen = nnx.merge(graphdef, params)(x, layer_key, rate, rope, displacements)
             return x, seen if intermediates else {}
 
         if self.remat != "none":
@@ -205,8 +220,20 @@ class ViT(nnx.Module):
                 ),
             }
             body = jax.checkpoint(body, policy=policy[self.remat], prevent_cse=not self.scan)
-        xs = (jnp.arange(depth), rates, stacked)
-        return jax.lax.scan(body, x, xs, unroll=1 if self.scan else depth)
+        xs = (jnp.arange(depth), rates, stacked, offsets)
+
+        def run(x, xs, count):
+            return jax.lax.scan(body, x, xs, unroll=1 if self.scan else count)
+
+        frozen = self.frozen_blocks if offsets is None else 0
+        if not frozen:
+            return run(x, xs, depth)
+        # No gradient passes the frozen blocks, so nothing of them is kept for the way back.
+        first, others = (jax.tree.map(operator.itemgetter(part), xs)
+                         for part in (slice(frozen), slice(frozen, None)))  # fmt: skip
+        x, seen = run(*jax.lax.stop_gradient((x, first)), frozen)
+        x, more = run(jax.lax.stop_gradient(x), others, depth - frozen)
+        return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), seen, more)
 
     def __call__(
         self,
@@ -214,7 +241,9 @@ class ViT(nnx.Module):
         key: jax.Array | None = None,
         *,
         masked: Bool[Array, "B P"] | None = None,
+        inputs: Float[Array, "B M"] | None = None,
         intermediates: bool = False,
+        offsets: Mapping[str, Mapping[str, Array]] | None = None,
     ) -> dict[str, Any]:
         """Runs the network.
 
@@ -223,24 +252,30 @@ class ViT(nnx.Module):
             resampled to a grid that is not the model's own.
           key: for dropout and stochastic depth; None means inference.
           masked: patches that the mask token replaces.
+          inputs: numbers beside the image (see `InputTokens`), NaN where unknown; None: all are.
           intermediates: also return `patches` (the encoder's input) and `blocks`, a dict of every
             block's norm1, attention, attention_weights, max_logit, mlp and output, stacked over
-            layers.
+            layers; and with attention pooling `pool`, with the same attention_weights of it.
+          offsets: arrays that are added where intermediates of the same name arise, so that a
+            gradient with respect to them can be taken: `blocks` may hold norm1, attention_weights
+            and output, `pool` attention_weights.
 
         Returns:
           `tokens` [B, N, D] after the final norm (before it where that comes after pooling),
           `embedding` [B, E], float32 `logits` [B, C].
         """
         g, p = self.geometry, self.precision
-        x = patches = self.embed_patches(images, masked)
+        x = patches = self.embed_patches(images, masked, inputs)
         if key is not None and self.dropout_rate:
             x = layers.dropout(
                 x, self.dropout_rate, jax.random.fold_in(key, g.shape.depth), whole=False
             )
-        x, blocks = self.encode(x, key, intermediates, self._grid(images))
+        given = offsets or {}
+        x, blocks = self.encode(x, key, intermediates, self._grid(images), given.get("blocks"))
+        seen: dict[str, Any] = {"patches": patches, "blocks": blocks}
         tokens = x if g.norm_after_pool else self.norm(x)
         if self.pool is not None:
-            embedding = self.pool(tokens)
+            embedding, seen["pool"] = self.pool(tokens, given.get("pool"))
         else:
             embedding = pool_tokens(tokens, g.pool, g.num_prefix, p)
         if g.norm_after_pool:
@@ -255,6 +290,4 @@ class ViT(nnx.Module):
             if self.distill_head is not None:
                 logits = (logits + self.distill_head(tokens[:, 1])) / 2
             out["logits"] = p.full_cast(constrain(logits, "B C"))
-        if intermediates:
-            out |= {"patches": patches, "blocks": blocks}
-        return out
+        return out | seen if intermediates else out

@@ -5,7 +5,7 @@ Array letters: B batch, N tokens, D width, H heads, K head width, F MLP width.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ from jaxtyping import Array, Float
 from vitjax.models.positions import rotate
 from vitjax.parallel import Precision, constrain, platform
 
+# Rank and scale of the low-rank update of each layer of a block that has one.
+Lora = Mapping[str, tuple[int, float]]
 ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -80,6 +82,7 @@ class Linear(nnx.Module):
         fan_out: int | None = None,
         zero_init: bool = False,
         bias_value: float = 0.0,
+        lora: tuple[int, float] | None = None,
     ):
         """Draws the kernel from Xavier's uniform distribution.
 
@@ -89,6 +92,8 @@ class Linear(nnx.Module):
             A fused projection of query, key and value keeps the scale of a single one.
           zero_init: start from a kernel of zeros instead.
           bias_value: where the bias starts.
+          lora: rank and scale of a product of two small matrices that is added to the kernel; it
+            starts at zero (Hu et al. 2021, arXiv 2106.09685).
         """
         shape = (*in_dims, *out_dims)
         fan_in = math.prod(in_dims)
@@ -101,6 +106,11 @@ class Linear(nnx.Module):
         self.bias = (
             nnx.Param(jnp.full(out_dims, bias_value, precision.params)) if use_bias else None
         )
+        rank, self.lora_scale = lora or (0, 0.0)
+        down, up = (*in_dims, rank), (rank, *out_dims)
+        drawn = jax.random.normal(rngs.params(), down, precision.params) if rank else None
+        self.lora_a = nnx.Param(drawn * fan_in**-0.5) if drawn is not None else None
+        self.lora_b = nnx.Param(jnp.zeros(up, precision.params)) if rank else None
         self.num_in = len(in_dims)
         self.precision = precision
 
@@ -110,6 +120,9 @@ class Linear(nnx.Module):
         out_dims = self.kernel.shape[self.num_in :]
         rows = p.compute_cast(x).reshape(math.prod(lead), *in_dims)
         y = product(rows, self.kernel[...], self.num_in, p)
+        if self.lora_a is not None and self.lora_b is not None:
+            narrow = product(rows, self.lora_a[...], self.num_in, p) * self.lora_scale
+            y = y + product(narrow, self.lora_b[...], 1, p)
         if self.bias is not None:
             y = y + p.compute_cast(self.bias[...])[None]
         return y.reshape(*lead, *out_dims)
@@ -137,13 +150,21 @@ class LayerNorm(nnx.Module):
         return p.compute_cast(y)
 
 
+def displaced(x: Array, name: str, offsets: Mapping[str, Array] | None) -> Array:
+    """The array plus its offset, where one is given: for gradients with respect to it."""
+    return x if offsets is None or name not in offsets else x + offsets[name].astype(x.dtype)
+
+
 def attend(
     query: Float[Array, "B H N K"],
     key: Float[Array, "B H M K"],
     value: Float[Array, "B H M K"],
     precision: Precision,
+    offsets: Mapping[str, Array] | None = None,
 ) -> tuple[Float[Array, "B H N K"], dict[str, Array]]:
     """Softmax attention with the softmax in float32.
+
+    `offsets` may hold `attention_weights`, which are added to the weights.
 
     Returns:
       The mixed values, and what was computed on the way: `attention_weights` [B, H, N, M], and
@@ -152,6 +173,7 @@ def attend(
     logits = jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32)
     logits = logits * query.shape[-1] ** -0.5
     weights = jax.nn.softmax(logits, axis=-1)
+    weights = displaced(weights, "attention_weights", offsets)
     mixed = jnp.einsum("bhnm,bhmk->bhnk", precision.compute_cast(weights), value)
     return mixed, {"attention_weights": weights, "max_logit": jnp.abs(logits).max()}
 
@@ -176,23 +198,34 @@ class Attention(nnx.Module):
         qk_norm: bool,
         qk_norm_bias: bool,
         eps: float,
+        lora: Lora,
     ):
         head_dim = width // num_heads
         make = {"precision": precision, "rngs": rngs}
         use_bias = qkv_bias and key_bias
         self.qkv = Linear(
-            (width,), (3, num_heads, head_dim), use_bias=use_bias, fan_out=width, **make
+            (width,),
+            (3, num_heads, head_dim),
+            use_bias=use_bias,
+            fan_out=width,
+            lora=lora.get("qkv"),
+            **make,
         )
         zeros = jnp.zeros((2, num_heads, head_dim), precision.params)
         self.qv_bias = nnx.Param(zeros) if qkv_bias and not key_bias else None
         norm = {"precision": precision, "eps": eps, "use_bias": qk_norm_bias}
         self.query_norm = LayerNorm(head_dim, **norm) if qk_norm else None
         self.key_norm = LayerNorm(head_dim, **norm) if qk_norm else None
-        self.out = Linear((num_heads, head_dim), (width,), use_bias=out_bias, **make)
+        self.out = Linear(
+            (num_heads, head_dim), (width,), use_bias=out_bias, lora=lora.get("out"), **make
+        )
         self.precision = precision
 
     def __call__(
-        self, x: Float[Array, "B N D"], rope: Any = None
+        self,
+        x: Float[Array, "B N D"],
+        rope: Any = None,
+        offsets: Mapping[str, Array] | None = None,
     ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
         """Returns the attended tokens, and what `attend` computed on the way.
 
@@ -207,7 +240,7 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query, key = rotate(query, rope, p), rotate(key, rope, p)
-        mixed, seen = attend(query, key, value, p)
+        mixed, seen = attend(query, key, value, p, offsets)
         mixed = constrain(mixed, "B H N K")
         return constrain(self.out(jnp.transpose(mixed, (0, 2, 1, 3))), "B N D"), seen
 
@@ -229,11 +262,13 @@ class Mlp(nnx.Module):
         rngs: nnx.Rngs,
         gated: bool = False,
         use_bias: bool = True,
+        lora: Lora = {},  # noqa: B006
     ):
-        make = {"precision": precision, "rngs": rngs, "use_bias": use_bias}
-        self.up = None if gated else Linear((width,), (mlp_dim,), **make)
-        self.gate_up = Linear((width,), (2, mlp_dim), fan_out=mlp_dim, **make) if gated else None
-        self.down = Linear((mlp_dim,), (width,), **make)
+        make: dict[str, Any] = {"precision": precision, "rngs": rngs, "use_bias": use_bias}
+        up: dict[str, Any] = make | {"lora": lora.get("mlp")}
+        self.up = None if gated else Linear((width,), (mlp_dim,), **up)
+        self.gate_up = Linear((width,), (2, mlp_dim), fan_out=mlp_dim, **up) if gated else None
+        self.down = Linear((mlp_dim,), (width,), lora=lora.get("mlp"), **make)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
@@ -287,15 +322,22 @@ class Block(nnx.Module):
         layer_scale: float | None,
         dropout_rate: float,
         use_drop_path: bool,
+        lora: Lora,
         **attention: Any,
     ):
         norm = {"precision": precision, "eps": eps, "use_bias": norm_bias}
         make = {"precision": precision, "rngs": rngs}
         self.norm1 = LayerNorm(width, **norm)
-        self.attention = Attention(width, num_heads, eps=eps, **make, **attention)
+        self.attention = Attention(width, num_heads, eps=eps, lora=lora, **make, **attention)
         self.norm2 = None if parallel else LayerNorm(width, **norm)
         self.mlp = Mlp(
-            width, mlp_dim, activation=activation, gated=gated_mlp, use_bias=mlp_bias, **make
+            width,
+            mlp_dim,
+            activation=activation,
+            gated=gated_mlp,
+            use_bias=mlp_bias,
+            lora=lora,
+            **make,
         )
         has_scale = layer_scale is not None
 
@@ -325,12 +367,17 @@ class Block(nnx.Module):
         key: jax.Array | None,
         drop_path: Float[Array, ""],
         rope: Any = None,
+        offsets: Mapping[str, Array] | None = None,
     ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
-        """Returns the tokens, and what was computed on the way."""
-        normed = self.norm1(x)
-        attended, seen = self.attention(normed, rope)
+        """Returns the tokens, and what was computed on the way.
+
+        `offsets` are added to norm1, attention_weights or output, where it has these names.
+        """
+        normed = displaced(self.norm1(x), "norm1", offsets)
+        attended, seen = self.attention(normed, rope, offsets)
         x = x + self._branch(attended, self.layer_scale1, key, 0, drop_path)
         transformed = self.mlp(normed if self.norm2 is None else self.norm2(x))
         x = x + self._branch(transformed, self.layer_scale2, key, 1, drop_path)
+        x = displaced(x, "output", offsets)
         seen |= {"norm1": normed, "attention": attended, "mlp": transformed, "output": x}
         return x, seen

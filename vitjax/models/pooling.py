@@ -3,6 +3,8 @@
 Array letters: B batch, N tokens, D width.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -36,13 +38,16 @@ class AttentionPool(nnx.Module):
         self.mlp = layers.Mlp(width, shape.mlp_dim, activation=activation, **make)
         self.precision = precision
 
-    def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+    def __call__(
+        self, tokens: Float[Array, "B N D"], offsets: Mapping[str, Array] | None = None
+    ) -> tuple[Float[Array, "B D"], dict[str, Array]]:
+        """Returns the pooled tokens, and what `attend` computed on the way: N is 1 there."""
         probe = jnp.broadcast_to(self.probe[...][None], (tokens.shape[0], 1, tokens.shape[-1]))
         query = jnp.transpose(self.query(probe), (0, 2, 1, 3))
         key, value = jnp.transpose(self.key_value(tokens), (2, 0, 3, 1, 4))
-        mixed, _ = layers.attend(query, key, value, self.precision)
+        mixed, seen = layers.attend(query, key, value, self.precision, offsets)
         x = self.out(jnp.transpose(mixed, (0, 2, 1, 3)))
-        return (x + self.mlp(self.norm(x)))[:, 0]
+        return (x + self.mlp(self.norm(x)))[:, 0], seen
 
 
 def pool_tokens(

@@ -71,6 +71,9 @@ class Geometry:
     distill_token: bool = False
     distill_head: bool = False
     num_registers: int = 0
+    input_sizes: tuple[int, ...] = ()
+    lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ()
     mask_token: bool = False
     position_prefix: str = "cls"
     pre_norm: bool = False
@@ -109,7 +112,12 @@ class Geometry:
 
     @property
     def num_prefix(self) -> int:
-        """Tokens before the patches: class, distillation and register tokens."""
+        """Tokens before the patches: class, distillation, register and input tokens."""
+        return self.num_learned + len(self.input_sizes)
+
+    @property
+    def num_learned(self) -> int:
+        """Of them those that are parameters."""
         return self.cls_token + self.distill_token + self.num_registers
 
     @property
@@ -123,7 +131,7 @@ class Geometry:
         prefix = {
             "none": 0,
             "cls": self.cls_token + self.distill_token,
-            "all": self.num_prefix,
+            "all": self.num_learned,
         }
         return self.table_grid**2 + prefix[self.position_prefix]
 
@@ -159,6 +167,13 @@ def _mlp_params(g: Geometry) -> int:
     return d * f + g.shape.mlp_dim * d + (f + d) * g.mlp_bias
 
 
+def _lora_sides(g: Geometry) -> int:
+    """Inputs and outputs of a block's layers with low-rank updates: parameters for each rank."""
+    d, f, ups = g.shape.width, g.shape.mlp_dim, 2 if g.mlp == "gated" else 1
+    sides = {"qkv": d + 3 * d, "out": d + d, "mlp": (d + ups * f) + (f + d)}
+    return sum(sides[name] for name in g.lora_targets) if g.lora_rank else 0
+
+
 def count_params(g: Geometry) -> dict[str, int]:
     """Parameters by part (embedding, blocks, head); the total is their sum."""
     d, f = g.shape.width, g.shape.mlp_dim
@@ -167,10 +182,11 @@ def count_params(g: Geometry) -> dict[str, int]:
     attention = 4 * d * d + d * g.qkv_biases + d * g.out_bias
     qk_norm = 2 * head_dim * (1 + g.qk_norm_bias) * g.qk_norm
     block = attention + qk_norm + _mlp_params(g) + norm * (1 if g.parallel else 2)
-    block += 2 * d * g.has_layer_scale
+    block += 2 * d * g.has_layer_scale + g.lora_rank * _lora_sides(g)
     embedding = g.stem_counts[1] + g.patch_dim * d + d * g.patch_bias
     embedding += g.num_positions * d if g.positions == "learned" else 0
-    embedding += (g.num_prefix + g.mask_token) * d + norm * g.pre_norm
+    embedding += (sum(g.input_sizes) + 2 * len(g.input_sizes)) * d  # kernels, biases, missing
+    embedding += (g.num_learned + g.mask_token) * d + norm * g.pre_norm
     head = g.pooled_dim * (1 + g.norm_bias) if g.norm_after_pool else norm
     if g.pool == "map":  # a probe, attention with biases, a norm and an MLP
         head += d + (4 * d * d + 4 * d) + norm + 2 * d * f + f + d
@@ -197,6 +213,7 @@ def count_flops(g: Geometry, *, elementwise: bool = False) -> int:
     is_gated = g.mlp == "gated"
     macs = g.stem_counts[2] + g.num_patches * g.patch_dim * d
     macs += depth * n * (4 * d * d + (3 if is_gated else 2) * d * f) + depth * 2 * n * n * d
+    macs += depth * n * g.lora_rank * _lora_sides(g) + sum(g.input_sizes) * d
     if g.pool == "map":  # keys and values of every token, one query, one MLP
         macs += 2 * n * d * d + 2 * d * d + 2 * n * d + 2 * d * f
     pooled = g.pooled_dim

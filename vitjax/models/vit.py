@@ -7,6 +7,7 @@ from vitjax.errors import InputError, suggest
 from vitjax.models import layers
 from vitjax.models.encoder import ViT, patchify
 from vitjax.models.functional import Model
+from vitjax.models.lora import lora_scale
 from vitjax.models.pooling import POOLS
 from vitjax.models.positions import RESAMPLINGS, sincos2d_positions
 from vitjax.models.shapes import Geometry, Shape, count_flops, parse_shape
@@ -25,6 +26,9 @@ CHOICES: dict[str, tuple] = {
     "activation": tuple(layers.ACTIVATIONS),
     "remat": ("none", "dots", "full", "offload"),
 }
+
+
+LORA_TARGETS = ("qkv", "out", "mlp")
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -55,6 +59,18 @@ def _check_options(options: dict[str, Any]) -> None:
         )
     if options["qk_norm_bias"] and not options["qk_norm"]:
         raise InputError("model.qk_norm_bias=True needs model.qk_norm=True")
+
+
+def _check_adaptation(
+    depth: int, frozen_blocks: int, lora_rank: int, lora_targets: tuple[str, ...]
+) -> None:
+    if not 0 <= frozen_blocks < depth:
+        raise InputError(f"model.frozen_blocks must be in 0 to {depth - 1}, got {frozen_blocks}")
+    if lora_rank < 0:
+        raise InputError(f"model.lora_rank must be 0 (none) or more, got {lora_rank}")
+    for name in lora_targets if lora_rank else ():
+        if name not in LORA_TARGETS:
+            raise InputError(f"unknown model.lora_targets {name!r}; {suggest(name, LORA_TARGETS)}")
 
 
 def vit(
@@ -104,6 +120,11 @@ def vit(
     scan: bool = True,
     remat: str = "none",
     head_bias: float = 0.0,
+    input_sizes: tuple[int, ...] = (),
+    lora_rank: int = 0,
+    lora_alpha: float | None = None,
+    lora_targets: tuple[str, ...] = ("qkv", "out"),
+    frozen_blocks: int = 0,
     precision: Precision = Precision(),
 ) -> Model:
     """Describes a Vision Transformer by name, by numbers, or by a name with numbers changed.
@@ -150,6 +171,11 @@ def vit(
       remat: "none" keeps activations, "dots" keeps matrix products, "full" keeps block inputs,
         "offload" keeps them in the host's memory (TPUs and GPUs).
       head_bias: where the head's bias starts (about -log(C) for sigmoid losses).
+      input_sizes: numbers of each variable that is known beside the image; see
+        `inputs.InputTokens`.
+      lora_rank, lora_alpha, lora_targets: low-rank updates of these layers of each block ("qkv",
+        "out", "mlp"), times alpha / rank; rank 0 for none, alpha None for twice the rank.
+      frozen_blocks: so many of the first blocks, and what comes before them, are not trained.
 
     Raises:
       InputError: for a name, number or combination that makes no model.
@@ -163,6 +189,9 @@ def vit(
     if missing:
         raise InputError(f"model.shape is not set, so model.{missing[0]} must be a positive number")
     encoder = Shape(**{k: int(v or 0) for k, v in numbers.items()})
+    _check_adaptation(encoder.depth, frozen_blocks, lora_rank, lora_targets)
+    if any(size < 1 for size in input_sizes):
+        raise InputError(f"model.input_sizes must be positive, got {tuple(input_sizes)}")
     has_cls = pool in ("cls", "cls_gap") if cls_token is None else cls_token
     _check_options(locals() | {"cls_token": has_cls})
     check_stem(stem, patch, encoder.width, tuple(stem_blocks))
@@ -190,7 +219,8 @@ def vit(
         has_layer_scale=layer_scale is not None, pre_logits_dim=pre_logits_dim,
         projection_dim=projection_dim, table_size=table_size,
         stem=stem, stem_blocks=tuple(stem_blocks) if stem == "resnet" else (),
-        stem_width=stem_width,
+        stem_width=stem_width, input_sizes=tuple(input_sizes),
+        lora_rank=lora_rank, lora_targets=tuple(lora_targets) if lora_rank else (),
     )  # fmt: skip
     arguments = {
         "geometry": geometry,
@@ -205,6 +235,8 @@ def vit(
         "scan": scan,
         "remat": remat,
         "head_bias": head_bias,
+        "frozen_blocks": frozen_blocks,
+        "lora_scale": lora_scale(lora_rank, lora_alpha),
     }
     description = dataclasses.asdict(encoder) | {
         "patch_size": patch,

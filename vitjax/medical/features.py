@@ -1,0 +1,134 @@
+"""What a model says of a cohort's images: features and logits, computed once and kept."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from rich.progress import track
+
+from vitjax.data.loader import Loader
+from vitjax.inference import VisionModel
+from vitjax.medical.cohort import Cohort, CohortSource
+from vitjax.parallel import (
+    batch_shards,
+    make_mesh,
+    on_mesh,
+    process_rows,
+    replicated,
+    to_global,
+    to_host,
+)
+from vitjax.state import prepare
+
+log = logging.getLogger("vitjax")
+OUTPUTS = ("embedding", "logits")
+
+
+def outputs(
+    model: VisionModel,
+    cohort: Cohort,
+    rows: np.ndarray,
+    *,
+    inputs: Float[np.ndarray, "N M"] | None = None,
+    batch_size: int = 256,
+    num_threads: int | None = None,
+    change: Any = None,
+    show: bool = True,
+) -> dict[str, Float[np.ndarray, "R D"]]:
+    """Features, and logits where the model has a head, of rows of a cohort, on all devices.
+
+    Args:
+      rows: of the cohort.
+      inputs: `[N, M]` of the whole cohort, for a model that takes them.
+      change: a function of decoded uint8 images `[B, Y, X, C]` and their rows, such as a
+        corruption; None for none.
+      show: a progress bar.
+
+    Returns:
+      float32 `embedding` and `logits`; NaN where an image cannot be read.
+    """
+    mesh = make_mesh({"replica": 1, "fsdp": -1, "tensor": 1})
+    shards = batch_shards(mesh)
+    size = -(-batch_size // shards) * shards
+    source = CohortSource(cohort, rows, inputs)
+    loader = Loader(source, model.preprocess, num_threads=num_threads)
+
+    def run(params, batch):
+        given = {"inputs": batch["inputs"]} if "inputs" in batch else {}
+        out = model.model.apply(params, prepare(batch["images"], model.preprocess), **given)
+        return {k: out[k].astype(np.float32) for k in OUTPUTS if k in out} | {"m": batch["mask"]}
+
+    step = jax.jit(on_mesh(run, mesh), out_shardings=replicated(mesh))
+    params = jax.device_put(model.params, replicated(mesh))
+    found: list[dict[str, np.ndarray]] = []
+    my_rows, start = process_rows(mesh, size), 0
+    batches: Any = loader.eval_batches(size, rows=my_rows)
+    if show:
+        batches = track(batches, f"{cohort.name}: {len(rows):,} images", -(-len(rows) // size),
+                        transient=True)  # fmt: skip
+    for batch in batches:
+        if change is not None:
+            at = np.minimum(start + my_rows, len(rows) - 1)
+            batch["images"] = change(batch["images"], rows[at])
+        start += size
+        batch = {k: v for k, v in batch.items() if k != "labels"}
+        found.append(to_host(step(params, to_global(batch, mesh, size))))
+    loader.close()
+    joined = {k: np.concatenate([f[k] for f in found])[: len(rows)] for k in found[0]}
+    is_read = joined.pop("m")
+    return {k: np.where(is_read[:, None], v, np.nan) for k, v in joined.items()}
+
+
+def cached_features(
+    model: VisionModel, cohort: Cohort, folder: Path, **options: Any
+) -> Float[np.ndarray, "N D"]:
+    """The features of all images, from the folder if they were computed before.
+
+    They are found again by a key of the weights, the model, its preprocessing, and the data.
+    """
+    key = hashlib.sha256(f"{weights_key(model)}:{data_key(cohort)}".encode()).hexdigest()[:20]
+    path = folder / f"features-{key}.npy"
+    if path.is_file():
+        log.info("features from %s", path)
+        return np.load(path, allow_pickle=False)
+    rows = np.arange(len(cohort))
+    found = outputs(model, cohort, rows, **options)["embedding"]
+    folder.mkdir(parents=True, exist_ok=True)
+    save(path, found)
+    return found
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """Writes an npy file that is there whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        np.save(file, array)
+    os.replace(file.name, path)
+
+
+def weights_key(model: VisionModel) -> str:
+    """A hash of the parameters, the model and its preprocessing."""
+    digest = hashlib.sha256(repr((model.config, model.preprocess)).encode())
+    for path, leaf in jax.tree.leaves_with_path(model.params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def data_key(cohort: Cohort) -> str:
+    """A hash of the ids, and of the sizes and times of the files that were read."""
+    digest = hashlib.sha256("\n".join([cohort.name, *map(str, cohort.ids)]).encode())
+    for path in _some(cohort.files):
+        stat = Path(path).stat()
+        digest.update(f"{path}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _some(files: Sequence[str]) -> list[str]:
+    return [path for path in files if Path(path).is_file()]

@@ -1,0 +1,60 @@
+"""The metric that each benchmark asks for, of one split, as numbers by name."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from vitjax.config import resolve
+from vitjax.medical.cohort import Cohort
+from vitjax.medical.metrics import chexpert as chexpert_metric
+from vitjax.medical.metrics import isic, ranking
+from vitjax.medical.metrics import medmnist as medmnist_metric
+from vitjax.medical.scoring import Scored, hardened
+
+Official = Callable[[Cohort, Scored], dict[str, float]]
+
+
+def of(cohort: Cohort) -> Official | None:
+    """The cohort's own metric."""
+    return resolve(cohort.official) if cohort.official else None
+
+
+def medmnist(cohort: Cohort, scored: Scored) -> dict[str, float]:
+    """AUC and ACC of MedMNIST's evaluator."""
+    s = cohort.label_sets[0]
+    return medmnist_metric.evaluate(
+        str(cohort.task), scored.labels[s.name], scored.probabilities[s.name]
+    )
+
+
+def chexpert(cohort: Cohort, scored: Scored) -> dict[str, float]:
+    """The AUROC of CheXpert's five labels over studies, and their mean."""
+    del cohort
+    by_name = {q.name.split(": ")[-1]: q for q in scored.questions()}
+    return chexpert_metric.five_label_auroc(
+        {name: q.labels for name, q in by_name.items()},
+        {name: q.scores for name, q in by_name.items()},
+    )
+
+
+def isic2019(cohort: Cohort, scored: Scored) -> dict[str, float]:
+    """Balanced multiclass accuracy of the ISIC 2019 challenge's scorer."""
+    s = cohort.label_sets[0]
+    labels = scored.labels[s.name]
+    known = np.isfinite(labels)
+    truth = np.eye(len(s.classes))[labels[known].astype(int)]
+    found = isic.score_arrays(
+        truth, scored.probabilities[s.name][known], s.classes, images=scored.units[known].tolist()
+    )
+    return {"balanced_accuracy": found["balanced_accuracy"], "macro_auc": found["macro_auc"]}
+
+
+def pcam(cohort: Cohort, scored: Scored) -> dict[str, float]:
+    """Accuracy and AUC of PatchCamelyon."""
+    del cohort
+    question = scored.questions()[0]
+    labels, scores = hardened(question.labels), question.scores
+    return {
+        "accuracy": float(np.mean(labels == (scores >= 0.5))),
+        "auc": ranking.auroc(labels, scores),
+    }

@@ -1,0 +1,73 @@
+"""What a transfer config holds, and its defaults."""
+
+from ml_collections import ConfigDict
+
+from vitjax.config import Config
+
+PRESETS = ("knn", "linear", "lp_ft", "freeze", "lora", "full", "bit_hyper")
+FLOORS = ("majority", "pixels", "scratch", "cnn")
+IMBALANCE = ("none", "class_weights", "balanced_sampling", "logit_adjustment", "focal")
+
+
+def transfer_config() -> Config:
+    """Every key of a transfer, with a comment where its name does not say all."""
+    return ConfigDict(
+        {
+            "root": "",  # where the data lies; a reader may refer to it
+            "cohort": {"target": ""},  # a reader in vitjax.medical.readers
+            "val_fraction": 0.15,  # carved from train, by group, where the data has no split
+            "test_fraction": 0.2,
+            "presets": PRESETS,  # tried; the best on the validation split is reported first
+            "floors": FLOORS,  # printed beside them
+            "seeds": (0, 1, 2),
+            "inputs": (),  # columns, such as age and sex, that the model sees beside the image
+            "allow": (),  # findings of the privacy lint that are no matter
+            "drop_colour": False,  # let a checkpoint of grey images see colour images in grey
+            "pretraining": "",  # an index of the pretraining images (vitjax transfer --index=...)
+            "image_size": None,  # None: what the checkpoint was trained on
+            "policy": "auto",  # augmentation: a name of data.policies, None, or what suits the data
+            "imbalance": "none",  # or class_weights, balanced_sampling, logit_adjustment, focal
+            "focal_gamma": 2.0,
+            "label_smoothing": 0.0,
+            "train": {
+                "batch_size": 64,
+                "epochs": 20.0,  # over the training split, within these steps
+                "min_steps": 200,
+                "max_steps": 20000,
+                "evaluations": 20,  # of the validation split in a whole run
+                "patience": 6,  # of them without a gain end it
+                "peak_lr": {
+                    "lp_ft": 1e-4,
+                    "freeze": 5e-4,
+                    "lora": 2e-3,
+                    "full": 5e-4,
+                    "bit_hyper": 0.003,  # at a batch of 512
+                    "scratch": 1e-3,
+                    "cnn": 1e-3,
+                    "hybrid": 1e-3,
+                },
+                "weight_decay": 0.05,
+                "layer_decay": 0.75,
+                "drop_path_rate": 0.1,
+                "frozen_blocks": None,  # None: half of them
+                "lora_rank": 8,
+                "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+                "num_threads": None,
+            },
+            "low_data": {
+                "labelled": (),  # images or shares, such as (50, 100, 0.5); (): no curves
+                "methods": ("linear", "full", "scratch", "hybrid", "cnn"),
+                "seeds": (0, 1, 2, 3, 4),
+            },
+            "robustness": True,  # the chosen model beside the CNN under corruptions
+            "report": {
+                "num_bootstraps": 2000,
+                "level": 0.95,
+                "min_cases": 50,  # of a subgroup
+                "min_positives": 10,
+                "sensitivity_at": 0.9,  # specificity, with thresholds from the validation split
+                "duplicates": True,  # search for them; within and across splits
+                "predict_train": False,  # put the training images into predictions.csv too
+            },
+        }
+    )

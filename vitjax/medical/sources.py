@@ -1,0 +1,136 @@
+"""A cohort's rows as the data of a training run, by import path in its config."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vitjax import config as config_lib
+from vitjax.errors import InputError, suggest
+from vitjax.medical.cohort import Cohort, CohortSource
+from vitjax.medical.readers.splits import carve
+
+TARGET = "vitjax.medical.sources:cohort_rows"
+
+
+def open_cohort(
+    block: Mapping[str, Any], val_fraction: float = 0.15, test_fraction: float = 0.2
+) -> Cohort:
+    """What the reader that a block names makes of its files; the same block is read once.
+
+    A set without a validation or a test split gets one, by group, always the same.
+
+    Args:
+      block: of a reader.
+      val_fraction, test_fraction: of the images, where they must be carved.
+    """
+    return _opened(json.dumps(config_lib.plain(block), sort_keys=True), val_fraction, test_fraction)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(text: str, val_fraction: float, test_fraction: float) -> Cohort:
+    cohort = config_lib.build(json.loads(text))
+    if not isinstance(cohort, Cohort):
+        raise InputError(f"cohort.target gives {type(cohort).__name__}, not a Cohort")
+    fractions = {"val": val_fraction, "test": test_fraction}
+    missing = {k: v for k, v in fractions.items() if not len(cohort.rows(k))}
+    if not missing:
+        return cohort
+    for name, value in missing.items():
+        if not 0 < value < 1:
+            raise InputError(f"{name}_fraction must be between 0 and 1, got {value}")
+    rows = np.flatnonzero(np.isin(cohort.splits, ["train", ""]))
+    if not len(rows):
+        raise InputError(f"{cohort.name} has no images to train on, only {set(cohort.splits)}")
+    labels = np.asarray(cohort.labels[cohort.label_sets[0].name])[rows]
+    shares = {"train": 1 - sum(missing.values()), **missing}
+    splits = cohort.splits.astype("U5")
+    splits[rows] = carve(cohort.groups[rows], labels, shares, seed=0)
+    note = f"Carved from the training images by {cohort.group_kind}: {', '.join(missing)}."
+    return dataclasses.replace(cohort, splits=splits, notes=(*cohort.notes, note))
+
+
+def cohort_rows(
+    cohort: Mapping[str, Any],
+    split: str,
+    labelled: float = 1.0,
+    seed: int = 0,
+    inputs: Sequence[str] = (),
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.2,
+) -> CohortSource:
+    """The rows of a split.
+
+    Args:
+      cohort: the block of a reader.
+      labelled: the share of the split's groups that is used, or above 1 the number of its images;
+        smaller parts lie within larger ones of the same seed.
+      inputs: columns that the model sees beside the image.
+      val_fraction, test_fraction: see `open_cohort`.
+    """
+    opened = open_cohort(cohort, val_fraction, test_fraction)
+    rows = part_of(opened, opened.rows(split), labelled, seed)
+    encoded = encode_inputs(opened, inputs)[0] if inputs else None
+    return CohortSource(opened, rows, encoded)
+
+
+def part_of(cohort: Cohort, rows: np.ndarray, labelled: float, seed: int) -> np.ndarray:
+    """A part of the rows, whole groups, with as many of each class as there are in all.
+
+    Args:
+      labelled: the share, or above 1 the number of images that it should have.
+    """
+    if labelled <= 0:
+        raise InputError(f"labelled must be a share or a number above 0, got {labelled}")
+    share = labelled if labelled <= 1 else labelled / len(rows)
+    if share >= 1:
+        return rows
+    keys = _strata(cohort, rows)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    # The groups in a random order; each takes its place within its class.
+    groups, place = np.unique(cohort.groups[rows][order], return_index=True)
+    of_group = keys[order][place]
+    chosen: set = set()
+    for key in np.unique(of_group):
+        members = groups[of_group == key][np.argsort(place[of_group == key])]
+        chosen.update(members[: max(1, round(share * len(members)))].tolist())
+    return rows[[g in chosen for g in cohort.groups[rows].tolist()]]
+
+
+def _strata(cohort: Cohort, rows: np.ndarray) -> np.ndarray:
+    """What should be shared out evenly: the class, or whether there is any finding."""
+    first = cohort.label_sets[0]
+    labels = np.nan_to_num(np.asarray(cohort.labels[first.name])[rows], nan=-1)
+    return labels if labels.ndim == 1 else (labels > 0.5).any(1).astype(float)
+
+
+def encode_inputs(
+    cohort: Cohort, names: Sequence[str]
+) -> tuple[Float[np.ndarray, "N M"], tuple[int, ...]]:
+    """Columns as numbers, and how many each has; NaN where unknown.
+
+    Numbers are centred and scaled as in the training split, categories are 0 and 1 for each value
+    that the training split has.
+    """
+    parts, train = [], cohort.splits == "train"
+    for name in names:
+        if name not in cohort.columns:
+            raise InputError(
+                f"{cohort.name} has no column {name!r} for inputs; "
+                f"{suggest(name, list(cohort.columns) or ['(none)'])}"
+            )
+        values = np.asarray(cohort.columns[name])
+        if values.dtype.kind == "f":
+            centre, scale = np.nanmean(values[train]), np.nanstd(values[train])
+            parts.append(((values - centre) / max(float(scale), 1e-6))[:, None])
+            continue
+        kinds = sorted({v for v in values[train].tolist() if v})
+        if not kinds:
+            raise InputError(f"column {name!r} of {cohort.name} is blank in the training split")
+        found = np.array([[float(v == kind) for kind in kinds] for v in values.tolist()])
+        parts.append(np.where(np.isin(values, kinds)[:, None], found, np.nan))
+    return np.concatenate(parts, 1).astype(np.float32), tuple(p.shape[1] for p in parts)

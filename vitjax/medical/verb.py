@@ -1,0 +1,153 @@
+"""`vitjax transfer`: from a checkpoint and labelled images to a report."""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vitjax import cli, lock, processes
+from vitjax import config as config_lib
+from vitjax.config import Config
+from vitjax.errors import InputError
+from vitjax.medical import leakage, low_data, predictions, privacy, report, report_page, robustness
+from vitjax.medical.cohort import Cohort, CohortSource
+from vitjax.medical.scoring import mean_auroc
+from vitjax.medical.settings import transfer_config
+from vitjax.medical.transfer import Outcome, Transfer
+from vitjax.progress import logging_to
+
+log = logging.getLogger("vitjax")
+EXAMPLE = (
+    "vitjax transfer --config=transfer/breastmnist --config.root=breastmnist.npz "
+    "--checkpoint=runs/small_grey --workdir=runs/breast"
+)
+LISTED = 50
+
+
+def guards(settings: Config, cohort: Cohort) -> dict[str, Any]:
+    """What must hold before anything is trained, and what is said of the data in the report.
+
+    Raises:
+      InputError: the data seem to name persons, or a group is in two splits.
+    """
+    findings = privacy.require_private(cohort, tuple(settings.allow))
+    for text in findings.warnings:
+        log.warning("privacy: %s", text)
+    leakage.check_groups(cohort)
+    found: dict[str, Any] = {
+        "privacy": dataclasses.asdict(findings),
+        "groups": f"no {cohort.group_kind} is in two splits",
+    }
+    if settings.report.duplicates:
+        same = leakage.duplicates(cohort)
+        across = same.across()
+        found["duplicates"] = {
+            "counts": same.counts(),
+            "exact": [list(s.ids) for s in across.exact[:LISTED]],
+            "near": [[*n.ids, n.correlation] for n in across.near[:LISTED]],
+            "looked_at": same.looked_at,
+            "unreadable": len(same.unreadable),
+        }
+        for kind, counts in across.counts().items():
+            for splits, count in counts.items():
+                log.warning("%d %s duplicates lie in %s", count, kind, splits)
+    if settings.pretraining:
+        overlap = leakage.overlap(cohort, str(settings.pretraining))
+        found["overlap"] = {
+            "exact": len(overlap.exact),
+            "near": len(overlap.near),
+            "others": overlap.others,
+            "splits": overlap.splits,
+        }
+    return found
+
+
+def transfer(settings: Config, checkpoint: str, workdir: Path) -> dict[str, Any]:
+    """Trains every preset and floor, and writes checkpoint, predictions.csv and the report.
+
+    Run again it goes on where it was; what was made is not made again.
+
+    Returns:
+      The report.
+
+    Raises:
+      InputError: the data, the checkpoint or the settings cannot work; nothing was trained.
+      Preempted: a signal came; the run in work is saved.
+    """
+    work = Transfer(settings, checkpoint, workdir)
+    said = guards(settings, work.cohort)
+    workdir.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "cache" / "compiled"))
+    with lock.on_run(workdir) if work.is_first else contextlib.nullcontext() as refused:
+        if refused:
+            raise InputError(refused)
+        found = work.run()
+        made = report.make(work, found, said)
+        outcomes = found[made["chosen"]]
+        if settings.low_data.labelled:
+            made["low_data"] = report.plain(low_data.measure(work))
+        if settings.robustness:
+            methods = tuple(dict.fromkeys([made["chosen"], *(m for m in ("cnn",) if m in found)]))
+            made["robustness"] = report.plain(robustness.measure(work, found, methods))
+        made["checkpoint_written"] = _write_checkpoint(work, outcomes)
+        splits = (*(("train",) if settings.report.predict_train else ()), "val", "test")
+        if work.is_first:
+            predictions.write(work, outcomes, splits)
+            report_page.write(made, workdir)
+    return made
+
+
+def _write_checkpoint(work: Transfer, outcomes: list[Outcome]) -> str | None:
+    """The chosen preset's best seed by validation, as `workdir/checkpoint`, updates merged."""
+    best = max(outcomes, key=lambda o: (mean_auroc(work.scored(o, "val")), -o.seed))
+    model = work.fitted(best)
+    if model is None:
+        return None
+    target = work.workdir / "checkpoint"
+    if work.is_first and not target.exists():
+        model.contract["class_names"] = CohortSource(work.cohort).class_names
+        model.save(target)
+    return best.name
+
+
+def _settings(arguments: argparse.Namespace, assignments: list[str]) -> Config:
+    if (arguments.config is None) == (arguments.data is None):
+        raise InputError("give --config=FILE, or --data=FOLDER_OR_CSV and no config")
+    if arguments.config is not None:
+        settings = config_lib.load_config(arguments.config)
+    else:
+        settings = transfer_config()
+        settings.cohort = {"target": "vitjax.medical.readers.own:own", "path": arguments.data}
+    if "presets" not in settings:
+        raise InputError(f"{arguments.config} is no transfer config; see configs/transfer")
+    return config_lib.override(settings, assignments)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vitjax transfer",
+        description="Transfers a checkpoint to labelled medical images; writes a checkpoint, "
+        "predictions.csv, and report.json, .md and .html. Run again it goes on where it was.",
+        epilog=f"example: {EXAMPLE}",
+    )
+    parser.add_argument("--config", help="a transfer config, or the name of a shipped one")
+    parser.add_argument("--data", help="your own images: a folder of classes, or a CSV")
+    parser.add_argument("--checkpoint", required=True, help="whatever vitjax.load reads")
+    parser.add_argument("--workdir", required=True, help="where everything is written")
+    parser.add_argument("--config.KEY", metavar="VALUE", help="override any key of the config")
+    arguments, assignments = cli.parse(parser, argv)
+    settings = _settings(arguments, assignments)
+    with processes.joined(), logging_to(None):
+        made = transfer(settings, arguments.checkpoint, Path(arguments.workdir))
+        best = next(m for m in made["methods"] if m["method"] == made["chosen"])
+        auroc = best["test_auroc"]
+        log.info(
+            "%s, chosen on validation: test AUROC %.3f (%.3f to %.3f); %s",
+            made["chosen"], auroc["value"], auroc["low"], auroc["high"],
+            Path(arguments.workdir) / "report.html",
+        )  # fmt: skip
+    return 0
