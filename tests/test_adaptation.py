@@ -130,7 +130,7 @@ def test_inputs_are_tokens_and_what_is_unknown_is_one_of_its_own():
     assert sum(shapes.count_params(geometry).values()) == model.num_params
     params = drawn(model)
     nan = np.nan
-    inputs = np.array([[1.0, 0, 1], [nan, 0, 1], [1.0, nan, 1], [nan, nan, nan]], np.float32)
+    inputs = jnp.array([[1.0, 0, 1], [nan, 0, 1], [1.0, nan, 1], [nan, nan, nan]])
     images = jnp.repeat(IMAGES[:1], 4, 0)
     out = model.apply(params, images, inputs=inputs)
     assert out["tokens"].shape == (4, 2 + 4, 16)

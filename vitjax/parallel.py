@@ -128,6 +128,11 @@ def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
     return Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def data_mesh() -> Mesh:
+    """A mesh of all devices, each with a part of the batch and parameters split over all."""
+    return make_mesh({"fsdp": -1})
+
+
 def _arrange(shape: list[int], devices: list) -> np.ndarray:
     """Devices in the mesh's shape, neighbours on the interconnect along the last axes.
 

@@ -36,9 +36,9 @@ def gradcam(
 ) -> Float[Array, "B R S"]:
     """Grad-CAM of each image's target class.
 
-    On a convolutional model's last map; on a Vision Transformer's last block: on the patches that
-    leave it, or, where pooling reads the class token, on those that enter its attention, since no
-    gradient reaches the others.
+    On a convolutional model's last map; on a Vision Transformer on the patches that enter the last
+    block's attention, after the norm. Of those that leave the block none has a gradient where the
+    class token is pooled, and elsewhere they have mixed what they saw (docs/explain.md).
 
     Args:
       images: normalised.
@@ -50,8 +50,7 @@ def gradcam(
         name, prefix = "features", 0
         zeros: Any = {name: jnp.zeros(shapes["stages"][-1].shape)}
     else:
-        g = geometry_of(model)
-        name, prefix = ("norm1" if g.pool in ("cls", "cls_gap") else "output"), g.num_prefix
+        name, prefix = "norm1", geometry_of(model).num_prefix
         zeros = {"blocks": {name: jnp.zeros(shapes["blocks"][name].shape)}}
 
     def score(offsets):

@@ -257,8 +257,8 @@ class ViT(nnx.Module):
             block's norm1, attention, attention_weights, max_logit, mlp and output, stacked over
             layers; and with attention pooling `pool`, with the same attention_weights of it.
           offsets: arrays that are added where intermediates of the same name arise, so that a
-            gradient with respect to them can be taken: `blocks` may hold norm1, attention_weights
-            and output, `pool` attention_weights.
+            gradient with respect to them can be taken: `blocks` may hold norm1 and
+            attention_weights, `pool` attention_weights.
 
         Returns:
           `tokens` [B, N, D] after the final norm (before it where that comes after pooling),

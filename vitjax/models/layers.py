@@ -371,13 +371,12 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
         """Returns the tokens, and what was computed on the way.
 
-        `offsets` are added to norm1, attention_weights or output, where it has these names.
+        `offsets` are added to norm1 or attention_weights, where it has these names.
         """
         normed = displaced(self.norm1(x), "norm1", offsets)
         attended, seen = self.attention(normed, rope, offsets)
         x = x + self._branch(attended, self.layer_scale1, key, 0, drop_path)
         transformed = self.mlp(normed if self.norm2 is None else self.norm2(x))
         x = x + self._branch(transformed, self.layer_scale2, key, 1, drop_path)
-        x = displaced(x, "output", offsets)
         seen |= {"norm1": normed, "attention": attended, "mlp": transformed, "output": x}
         return x, seen
