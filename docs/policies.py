@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_image
 from vitjax.data.policies import POLICIES, Policy
 
 SIZE, DRAWS = 160, 6
-GREY = ("chest_xray", "ct")
+GREY = ("chest_xray", "ct", "ultrasound")
 
 
 def main() -> None:

@@ -7,7 +7,10 @@ import pytest
 from vitjax import config as config_lib
 from vitjax import experiment
 from vitjax.errors import InputError
+from vitjax.medical.settings import FLOORS, IMBALANCE, PRESETS
+from vitjax.medical.slides.transfer import POOLS
 
+TRANSFER = sorted(p.stem for p in (config_lib.config_folder() / "transfer").glob("*.py"))
 CONFIGS = sorted(p.stem for p in config_lib.config_folder().glob("*.py"))
 
 
@@ -26,6 +29,25 @@ def test_every_shipped_config_takes_one_abstract_step(name):
 def test_every_shipped_config_says_where_it_runs_and_what_to_expect(name, root):
     text = runpy.run_path(str(root / "configs" / f"{name}.py"))["__doc__"]
     for word in (f"vitjax train --config={name}", "Runs on:", "Expected:", "un by us"):
+        assert word in text, word
+
+
+@pytest.mark.parametrize("name", TRANSFER)
+def test_every_transfer_config_names_a_reader_and_known_settings(name, root):
+    config = config_lib.load_config(f"transfer/{name}")
+    key = "slides" if config.slides.target else "cohort"
+    block = config_lib.plain(config[key])
+    config_lib.resolve(block.pop("target"))
+    flag = "pneumoniamnist.npz"  # a name that the reader knows
+    block = {k: flag if k in ("root", "path") else v for k, v in block.items()}
+    with pytest.raises(InputError, match=flag):
+        config_lib.build({"target": config[key]["target"]} | block)
+    assert set(config.presets) <= {*(POOLS if key == "slides" else PRESETS)} and set(
+        config.floors
+    ) <= set(FLOORS)
+    assert config.imbalance in IMBALANCE
+    text = runpy.run_path(str(root / "configs" / "transfer" / f"{name}.py"))["__doc__"]
+    for word in (f"vitjax transfer --config=transfer/{name}", "The data:", "Runs on:", "by us"):
         assert word in text, word
 
 

@@ -30,6 +30,13 @@ SHRINK_SWEEP = [
     "--sweep.trunks.warmup_images=32",
 ]  # fmt: skip
 
+SHRINK_TRANSFER = [
+    "--config.presets=('linear','full')", "--config.floors=('majority','scratch')",
+    "--config.seeds=(0,)", "--config.train.min_steps=2", "--config.train.max_steps=2",
+    "--config.train.batch_size=8", "--config.report.num_bootstraps=20",
+    "--config.robustness=False", "--config.low_data.labelled=()",
+]  # fmt: skip
+
 MY_CONFIG = """
 from vitjax.config import load_config
 
@@ -79,6 +86,23 @@ def make_weights(native):
     shutil.copy("timm/model.safetensors", "bare.safetensors")
 
 
+def make_medical(folder):
+    """The files that docs/medical.md speaks of, small."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 24), ("val", 12), ("test", 12)):
+        labels = np.arange(count) % 2
+        arrays[f"{split}_images"] = rng.integers(0, 200, (count, 28, 28)).astype(np.uint8)
+        arrays[f"{split}_images"][labels == 1] //= 2
+        arrays[f"{split}_labels"] = labels[:, None].astype(np.uint8)
+    np.savez(folder / "breastmnist.npz", **arrays)
+    lines = ["path,label,patient_id,sex"]
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 255, (30, 30), np.uint8)).save(folder / f"scan{i}.png")
+        lines.append(f"scan{i}.png,{'ill' if i % 4 < 2 else 'well'},p{i // 2},{'FM'[i // 2 % 2]}")
+    (folder / "images.csv").write_text("\n".join(lines) + "\n")
+
+
 def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys, native):
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / "birds", ("robin", "wren"), 40)
@@ -87,6 +111,7 @@ def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys, n
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "photos" / "a.jpg")
     (tmp_path / "my_config.py").write_text(MY_CONFIG)
     make_weights(native)
+    make_medical(tmp_path)
     found = list(commands(root))
     assert len(found) >= 5
     plans = []
@@ -110,6 +135,8 @@ def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys, n
         if "--format=onnx" in argv and importlib.util.find_spec("onnx") is None:
             pytest.skip("the guides' exports need vitjax[onnx]")
         shrunk = [*argv, *SHRINK] if argv[0] == "train" else argv
+        if argv[0] == "transfer" and argv[1] != "collect":
+            shrunk = [*argv, *SHRINK_TRANSFER]
         assert cli.main(shrunk) == 0, f"{name}: {line}\n{capsys.readouterr().err}"
 
     for name, argv in plans:
@@ -155,6 +182,7 @@ def test_the_readme_s_commands_are_those_of_ci(root):
         "docs/scaling_reproductions.md",
         "docs/weights.md",
         "docs/reliability.md",
+        "docs/medical.md",
     ],
 )
 def test_links_lead_somewhere(root, name):

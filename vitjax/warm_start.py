@@ -81,14 +81,16 @@ def _plan(exp: Experiment, weights: _Weights) -> Merge:
     )
 
 
-def check_init(exp: Experiment) -> None:
-    """Compares the model with `init.checkpoint`, and says what would become of every array.
+def check_init(exp: Experiment, tell: bool = True) -> None:
+    """Compares the model with `init.checkpoint`, and tells what would become of every array.
 
     Raises:
       InputError: there are no weights, or arrays differ that are not listed; names the first.
     """
     weights = _open(Path(exp.config.init.checkpoint))
     report = _plan(exp, weights).report
+    if not tell:
+        return
     _warn_of_input(exp, weights.contract)
     log.info("starting from %s\n%s", exp.config.init.checkpoint, report)
 

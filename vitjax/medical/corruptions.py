@@ -130,14 +130,10 @@ def _bias_field(image: Image, level: float, generator: np.random.Generator) -> I
     polynomial of order 3 in the place, as Van Leemput et al. 1999 model it."""
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in image.shape[:2])
     weights = generator.uniform(-1, 1, (4, 4))
-    field = sum(
-        weights[i, j] * np.outer(y**i, x**j)
-        for i in range(4)
-        for j in range(4)
-        if 0 < i + j <= 3
-    )  # fmt: skip
+    terms = [weights[i, j] * np.outer(y**i, x**j) for i in range(4) for j in range(4 - i) if i + j]
+    field = np.sum(terms, 0)
     field = field - field.mean()
-    return image * np.exp(level * field / np.abs(field).max())[..., None]
+    return image * np.exp(level * field / field.std())[..., None]
 
 
 def _occlusion(image: Image, level: float, generator: np.random.Generator) -> Image:
@@ -154,15 +150,16 @@ def _occlusion(image: Image, level: float, generator: np.random.Generator) -> Im
 def _jpeg(image: Image, level: float, generator: np.random.Generator) -> Image:
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(level)]
     written = cv2.imencode(".jpg", image[..., ::-1].astype(np.uint8), quality)[1]
-    return cv2.imdecode(written, cv2.IMREAD_UNCHANGED).reshape(image.shape)[..., ::-1]
+    found = np.asarray(cv2.imdecode(written, cv2.IMREAD_UNCHANGED), np.float32)
+    return found.reshape(image.shape)[..., ::-1]
 
 
 def _pixelate(image: Image, level: float, generator: np.random.Generator) -> Image:
     """Blocks of one value each, of so many pixels a side, then shown at the old size."""
     rows, columns = (max(1, round(n / _pixels(image, level))) for n in image.shape[:2])
     small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
-    size = image.shape[1::-1]
-    return cv2.resize(small, size, interpolation=cv2.INTER_NEAREST).reshape(image.shape)
+    size = image.shape[1::-1]  # INTER_NEAREST would move the image by up to half a block
+    return cv2.resize(small, size, interpolation=cv2.INTER_NEAREST_EXACT).reshape(image.shape)
 
 
 FAMILIES: dict[str, Family] = {
@@ -185,11 +182,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "gamma": Family(_gamma, (1.2, 1.5, 1.9, 2.4, 3.0), "exponent, or one over it"),
     "bias_field": Family(
-        _bias_field, (0.2, 0.35, 0.5, 0.7, 0.9), "largest logarithm of a smooth factor"
+        _bias_field, (0.1, 0.18, 0.27, 0.38, 0.5), "deviation of the log of a smooth factor"
     ),
     "occlusion": Family(_occlusion, (0.04, 0.09, 0.16, 0.25, 0.36), "share covered by a square"),
     "jpeg": Family(_jpeg, (50, 30, 20, 12, 7), "quality"),
     "pixelate": Family(
-        _pixelate, (1.3, 1.6, 2, 2.6, 3.5), "block in pixels, for images of 28 pixels"
+        _pixelate, (1.2, 1.5, 2, 2.8, 4), "block in pixels, for images of 28 pixels"
     ),
 }

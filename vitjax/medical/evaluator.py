@@ -1,8 +1,10 @@
 """An evaluator of cohorts: the scores of every image, and how well they rank the units."""
 
+import collections
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -54,16 +56,16 @@ class Scores:
     ) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, "N W"]]:
         """Logits and labels of every example, in order; NaN where an image cannot be read."""
         found: list[Any] = []
+        waiting: collections.deque = collections.deque()
         ahead = steps_ahead(self._mesh)
         rows = process_rows(self._mesh, self._batch_size)
         for batch in self._loader.eval_batches(self._batch_size, rows=rows):
             batch = to_global(batch, self._mesh, self._batch_size)
-            found.append(self._logits(params, extra, batch))
-            if len(found) > ahead:
-                found[-1 - ahead] = to_host(found[-1 - ahead])
-        logits, labels, mask = (
-            np.concatenate(p) for p in zip(*(to_host(f) for f in found), strict=True)
-        )
+            waiting.append(self._logits(params, extra, batch))
+            if len(waiting) > ahead:
+                found.append(to_host(waiting.popleft()))
+        found += [to_host(f) for f in waiting]
+        logits, labels, mask = (np.concatenate(parts) for parts in zip(*found, strict=True))
         total = len(self._loader.source)
         logits = np.where(mask[:, None], logits.astype(np.float64), np.nan)
         return logits[:total], labels[:total]
@@ -73,9 +75,9 @@ class Scores:
         logits, labels = self.all(state.eval_params, state.extra)
         is_read = np.isfinite(logits).all(1)
         logits, labels = logits[is_read], labels[is_read]
-        targets, known = self._objective.targets(labels)
-        loss = sum(self._objective.losses(logits.astype(np.float32), targets, known))
+        targets, known = self._objective.targets(jnp.asarray(labels))
+        losses = self._objective.losses(jnp.asarray(logits, jnp.float32), targets, known)
         source: Any = self._loader.source
         cohort = source.cohort
         scored = to_units(cohort, source.rows[is_read], probabilities(cohort.label_sets, logits))
-        return {"loss": float(loss), "auroc": mean_auroc(scored), "examples": len(labels)}
+        return {"loss": float(sum(losses)), "auroc": mean_auroc(scored), "examples": len(labels)}

@@ -18,7 +18,7 @@ from vitjax.inference import VisionModel
 from vitjax.medical.cohort import Cohort, CohortSource
 from vitjax.parallel import (
     batch_shards,
-    make_mesh,
+    data_mesh,
     on_mesh,
     process_rows,
     replicated,
@@ -39,7 +39,6 @@ def outputs(
     inputs: Float[np.ndarray, "N M"] | None = None,
     batch_size: int = 256,
     num_threads: int | None = None,
-    change: Any = None,
     show: bool = True,
 ) -> dict[str, Float[np.ndarray, "R D"]]:
     """Features, and logits where the model has a head, of rows of a cohort, on all devices.
@@ -47,14 +46,12 @@ def outputs(
     Args:
       rows: of the cohort.
       inputs: `[N, M]` of the whole cohort, for a model that takes them.
-      change: a function of decoded uint8 images `[B, Y, X, C]` and their rows, such as a
-        corruption; None for none.
       show: a progress bar.
 
     Returns:
       float32 `embedding` and `logits`; NaN where an image cannot be read.
     """
-    mesh = make_mesh({"replica": 1, "fsdp": -1, "tensor": 1})
+    mesh = data_mesh()
     shards = batch_shards(mesh)
     size = -(-batch_size // shards) * shards
     source = CohortSource(cohort, rows, inputs)
@@ -68,16 +65,11 @@ def outputs(
     step = jax.jit(on_mesh(run, mesh), out_shardings=replicated(mesh))
     params = jax.device_put(model.params, replicated(mesh))
     found: list[dict[str, np.ndarray]] = []
-    my_rows, start = process_rows(mesh, size), 0
-    batches: Any = loader.eval_batches(size, rows=my_rows)
+    batches: Any = loader.eval_batches(size, rows=process_rows(mesh, size))
     if show:
         batches = track(batches, f"{cohort.name}: {len(rows):,} images", -(-len(rows) // size),
                         transient=True)  # fmt: skip
     for batch in batches:
-        if change is not None:
-            at = np.minimum(start + my_rows, len(rows) - 1)
-            batch["images"] = change(batch["images"], rows[at])
-        start += size
         batch = {k: v for k, v in batch.items() if k != "labels"}
         found.append(to_host(step(params, to_global(batch, mesh, size))))
     loader.close()

@@ -6,8 +6,8 @@ import numpy as np
 
 from vitjax.config import resolve
 from vitjax.medical.cohort import Cohort
+from vitjax.medical.metrics import camelyon, isic, ranking
 from vitjax.medical.metrics import chexpert as chexpert_metric
-from vitjax.medical.metrics import isic, ranking
 from vitjax.medical.metrics import medmnist as medmnist_metric
 from vitjax.medical.scoring import Scored, hardened
 
@@ -21,7 +21,7 @@ def of(cohort: Cohort) -> Official | None:
 
 def medmnist(cohort: Cohort, scored: Scored) -> dict[str, float]:
     """AUC and ACC of MedMNIST's evaluator."""
-    s = cohort.label_sets[0]
+    s = scored.label_sets[0]
     return medmnist_metric.evaluate(
         str(cohort.task), scored.labels[s.name], scored.probabilities[s.name]
     )
@@ -39,7 +39,8 @@ def chexpert(cohort: Cohort, scored: Scored) -> dict[str, float]:
 
 def isic2019(cohort: Cohort, scored: Scored) -> dict[str, float]:
     """Balanced multiclass accuracy of the ISIC 2019 challenge's scorer."""
-    s = cohort.label_sets[0]
+    del cohort
+    s = scored.label_sets[0]
     labels = scored.labels[s.name]
     known = np.isfinite(labels)
     truth = np.eye(len(s.classes))[labels[known].astype(int)]
@@ -58,3 +59,32 @@ def pcam(cohort: Cohort, scored: Scored) -> dict[str, float]:
         "accuracy": float(np.mean(labels == (scores >= 0.5))),
         "auc": ranking.auroc(labels, scores),
     }
+
+
+def camelyon17(cohort: Cohort, scored: Scored) -> dict[str, float]:
+    """CAMELYON17's quadratic kappa over patients, staged from their nodes' likeliest classes.
+
+    A patient without five nodes is left out.
+    """
+    del cohort
+    s = scored.label_sets[0]
+    _, first, counts = np.unique(scored.units, return_index=True, return_counts=True)
+    truth, likely = scored.labels[s.name][first], scored.probabilities[s.name][first].argmax(1)
+    given: dict[str, list[int]] = {}
+    for row, group in enumerate(scored.groups[first].tolist()):
+        given.setdefault(group, []).append(row)
+    true, predicted = [], []
+    for rows in given.values():
+        if len(rows) != 5 or np.isnan(truth[rows]).any():
+            continue
+        times = int(counts[rows[0]])  # as often as the patient was drawn
+        true += [camelyon.patient_stage([s.classes[int(truth[r])] for r in rows])] * times
+        predicted += [camelyon.patient_stage([s.classes[likely[r]] for r in rows])] * times
+    return {"quadratic_kappa": camelyon.stage_kappa(true, predicted) if true else float("nan")}
+
+
+def slide_auc(cohort: Cohort, scored: Scored) -> dict[str, float]:
+    """CAMELYON16's AUC over slides."""
+    del cohort
+    question = scored.questions()[0]
+    return {"slide_auc": camelyon.slide_auc(question.labels, question.scores)}

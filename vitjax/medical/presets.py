@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vitjax import config as config_lib
+from vitjax import experiment, warm_start
 from vitjax.config import Config, base_config
 from vitjax.errors import InputError, suggest
 from vitjax.experiment import make_model, make_preprocess
@@ -103,6 +104,7 @@ def _set_data(config, settings, cohort, start, labelled, seed, method) -> None:
     config.data.num_targets = cohort.targets.shape[1]
     config.data.num_inputs = sum(encode_inputs(cohort, inputs)[1]) if inputs else 0
     config.data.num_threads = settings.train.num_threads
+    config.data.transforms = _checked_transforms(settings, cohort)
     policy = cohort.policy if settings.policy == "auto" else settings.policy
     if policy:
         config.augment = ({"target": "vitjax.data.policies:Policy", "name": policy},)
@@ -111,6 +113,20 @@ def _set_data(config, settings, cohort, start, labelled, seed, method) -> None:
         "source": source | {"split": "val"},
         "batch_size": 2 * settings.train.batch_size,
     }
+
+
+def _checked_transforms(settings: Config, cohort: Cohort) -> tuple:
+    transforms = tuple(config_lib.plain(t) for t in settings.transforms)
+    for block in transforms:
+        if not block["target"].endswith(":RandomResizedCrop"):
+            continue
+        area = block.get("min_area", config_lib.resolve(block["target"]).min_area)
+        if area < cohort.min_crop_area:
+            raise InputError(
+                f"transforms: RandomResizedCrop's min_area={area:g} may cut off the centre that "
+                f"the labels of {cohort.name} are of; it must be {cohort.min_crop_area:.3g} or more"
+            )
+    return transforms
 
 
 def _set_model(config, settings, cohort, start, method) -> None:
@@ -261,8 +277,11 @@ def _set_optimizer(config, settings, method) -> None:
 
 
 def check_fits(settings: Config, cohort: Cohort, start: Start) -> None:
-    """Builds the model of each preset and floor, so that what cannot work is said first."""
+    """Builds each preset's and floor's run, with nothing read or computed, so that what cannot
+    work is said first."""
     for method in (*settings.presets, *settings.floors):
         if method in TRAINED:
             config = run_config(settings, cohort, start, method, settings.seeds[0])
-            _made(config_lib.plain(config.model), config)
+            made = experiment.build(config)
+            if config.init.checkpoint and method != "lp_ft":  # whose head is made first
+                warm_start.check_init(made, tell=False)

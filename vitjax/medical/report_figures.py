@@ -22,9 +22,18 @@ SKY, YELLOW, BLACK, GREY = "#56B4E9", "#E69F00", "#000000", "#8a8a8a"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 BAND = 0.15
-MAX_PANELS = 12
+MAX_PANELS = 16
 MAX_AUDITED = 6
 Report = Mapping[str, Any]
+CAPTIONS = {
+    "methods.png": "Test AUROC of every preset and floor.",
+    "roc.png": "ROC curves of the chosen preset on the test split, of the mean score over seeds.",
+    "reliability.png": "Predicted and observed frequency, before and after the temperature.",
+    "subgroups.png": "AUROC by subgroup.",
+    "robustness.png": "AUROC by family and severity of corruption.",
+    "corruptions.png": "One image under every corruption.",
+    "low_data.png": "AUROC over the number of labelled images.",
+}
 
 
 def draw(report: Report, folder: Path, images: Sequence[np.ndarray] | None = None) -> list[str]:
@@ -66,7 +75,7 @@ def draw(report: Report, folder: Path, images: Sequence[np.ndarray] | None = Non
 @contextlib.contextmanager
 def _plain_text() -> Iterator[None]:
     """Names of classes are no mathematics, and may be of scripts that the font lacks."""
-    style = {"text.parse_math": False, "font.size": 9, "axes.titlesize": 9.5}
+    style: Any = {"text.parse_math": False, "font.size": 9, "axes.titlesize": 9.5}
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield
@@ -352,8 +361,8 @@ def _corruptions(images: Sequence[np.ndarray] | None) -> Figure | None:
         shown = [image, *(corrupt(image, name, s, 0) for s in SEVERITIES)]
         for axes, picture in zip(line, shown, strict=True):
             axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
         line[0].set_ylabel(name.replace("_", "\n"), rotation=0, ha="right", va="center")
     for axes, title in zip(grid[0], ("as it is", *SEVERITIES), strict=True):
         axes.set_title(str(title))
@@ -376,7 +385,10 @@ def _low_data(part: Mapping[str, Any]) -> Figure | None:
         axes.plot(x, value, color=colour, marker=marker, markersize=6, label=_name(curve["method"]))
     images = sorted({p["images"] for c in curves for p in c["points"]})
     axes.set_xscale("log")
-    axes.set_xticks(images, [f"{n:,}" for n in images])
+    told: list[int] = []
+    for count in images:  # so that no label lies on another
+        told += [count] if not told or count > 1.15 * told[-1] else []
+    axes.set_xticks(told, [f"{n:,}" for n in told])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("labelled images")
     metric = str(part.get("metric") or "auroc")

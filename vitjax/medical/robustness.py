@@ -85,7 +85,7 @@ def logits(
         cohort,
         name=f"{cohort.name}, corrupted",
         images=Corrupted(cohort, rows, model.preprocess, conditions, families),
-        ids=np.asarray(cohort.ids)[at],
+        ids=[cohort.ids[row] for row in at.tolist()],
         labels={name: np.asarray(values)[at] for name, values in cohort.labels.items()},
         splits=cohort.splits[at],
         groups=cohort.groups[at],
@@ -100,11 +100,14 @@ def logits(
 
 
 def sample(cohort: Cohort, rows: np.ndarray, max_units: int) -> np.ndarray:
-    """At most so many units, whole groups, with as many of each class as there are in all."""
+    """At most so many units, whole groups, with as many of each class as there are in all.
+
+    Of each class at least one group stays, however large.
+    """
     chosen, share = rows, max_units / max(1, _num_units(cohort, rows))
-    while _num_units(cohort, chosen) > max_units:
+    while _num_units(cohort, chosen) > max_units and share * len(rows) > 1:
         chosen = part_of(cohort, rows, share, seed=0)
-        share *= 0.95
+        share *= 0.9
     return chosen
 
 
@@ -186,7 +189,7 @@ def measure(
 
 def _aurocs(
     cohort: Cohort, rows: np.ndarray, found: Float[np.ndarray, "R S K"], num: int
-) -> Float[np.ndarray, "1+num S"]:
+) -> Float[np.ndarray, "D S"]:
     """The mean AUROC over questions under each condition: of all units, then of each resample."""
     scored = [
         to_units(cohort, rows, probabilities(cohort.label_sets, found[:, condition]))

@@ -78,7 +78,7 @@ def hardened(labels: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(labels), np.nan, labels >= 0.5)
 
 
-def split_logits(label_sets: Sequence[Any], logits: Logits) -> dict[str, Logits]:
+def split_logits(label_sets: Sequence[Any], logits: Logits) -> dict[str, np.ndarray]:
     """The columns of each set."""
     found, start = {}, 0
     for s in label_sets:
@@ -87,8 +87,8 @@ def split_logits(label_sets: Sequence[Any], logits: Logits) -> dict[str, Logits]
     return found
 
 
-def probabilities(label_sets: Sequence[Any], logits: Logits) -> dict[str, Float[np.ndarray, "N C"]]:
-    """Of each class of each set; exclusive classes sum to one.
+def probabilities(label_sets: Sequence[Any], logits: Logits) -> dict[str, np.ndarray]:
+    """Of each class of each set, `[N, C]`; exclusive classes sum to one.
 
     An ordinal set's logits are of "above class k"; where they contradict each other the chance of
     being above is taken to fall with k.

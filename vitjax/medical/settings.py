@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from vitjax.config import Config
+from vitjax import config as config_lib
+from vitjax.config import Config, base_config
 
 PRESETS = ("knn", "linear", "lp_ft", "freeze", "lora", "full", "bit_hyper")
 FLOORS = ("majority", "pixels", "scratch", "cnn")
@@ -15,6 +16,25 @@ def transfer_config() -> Config:
         {
             "root": "",  # where the data lies; a reader may refer to it
             "cohort": {"target": ""},  # a reader in vitjax.medical.readers
+            "slides": {"target": ""},  # instead of a cohort: slides, in vitjax.medical.slides
+            "tiling": {
+                "tile_size": 224,
+                "microns_per_pixel": 0.5,
+                "level": None,  # instead of a resolution: a level of the file
+                "overlap": 0,
+                "min_tissue": 0.5,
+                "tissue": "otsu",  # or saturation
+            },
+            "mil": {
+                "epochs": 50,
+                "peak_lr": 2e-4,
+                "weight_decay": 1e-2,
+                "batch_size": 4,
+                "bag_dropout": 0.2,
+                "max_instances": 4096,
+                "class_weights": "balanced",
+                "patience": 15,
+            },
             "val_fraction": 0.15,  # carved from train, by group, where the data has no split
             "test_fraction": 0.2,
             "presets": PRESETS,  # tried; the best on the validation split is reported first
@@ -23,9 +43,10 @@ def transfer_config() -> Config:
             "inputs": (),  # columns, such as age and sex, that the model sees beside the image
             "allow": (),  # findings of the privacy lint that are no matter
             "drop_colour": False,  # let a checkpoint of grey images see colour images in grey
-            "pretraining": "",  # an index of the pretraining images (vitjax transfer --index=...)
+            "pretraining": "",  # the run directory of the checkpoint: count images that it has seen
             "image_size": None,  # None: what the checkpoint was trained on
             "policy": "auto",  # augmentation: a name of data.policies, None, or what suits the data
+            "transforms": (),  # on the host, in training, such as a RandomResizedCrop
             "imbalance": "none",  # or class_weights, balanced_sampling, logit_adjustment, focal
             "focal_gamma": 2.0,
             "label_smoothing": 0.0,
@@ -51,7 +72,7 @@ def transfer_config() -> Config:
                 "drop_path_rate": 0.1,
                 "frozen_blocks": None,  # None: half of them
                 "lora_rank": 8,
-                "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+                "mesh": config_lib.plain(base_config().mesh),
                 "num_threads": None,
             },
             "low_data": {

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from vitjax import config as config_lib
+from vitjax.config import Block
 from vitjax.errors import InputError, suggest
 from vitjax.medical.cohort import Cohort, CohortSource
 from vitjax.medical.readers.splits import carve
@@ -17,9 +17,7 @@ from vitjax.medical.readers.splits import carve
 TARGET = "vitjax.medical.sources:cohort_rows"
 
 
-def open_cohort(
-    block: Mapping[str, Any], val_fraction: float = 0.15, test_fraction: float = 0.2
-) -> Cohort:
+def open_cohort(block: Block, val_fraction: float = 0.15, test_fraction: float = 0.2) -> Cohort:
     """What the reader that a block names makes of its files; the same block is read once.
 
     A set without a validation or a test split gets one, by group, always the same.
@@ -55,7 +53,7 @@ def _opened(text: str, val_fraction: float, test_fraction: float) -> Cohort:
 
 
 def cohort_rows(
-    cohort: Mapping[str, Any],
+    cohort: Block,
     split: str,
     labelled: float = 1.0,
     seed: int = 0,

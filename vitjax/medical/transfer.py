@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -140,12 +141,7 @@ class Transfer:
                     "remove it"
                 )
         start = time.perf_counter()
-        if method in PROBES:
-            logits, facts = self._probe(method, seed, labelled)
-            val, test = logits[self.rows["val"]], logits[self.rows["test"]]
-        else:
-            assert run is not None
-            val, test, facts = self._train(method, seed, labelled, run)
+        val, test, facts = self._make(method, seed, labelled, run)
         facts |= {"seconds": round(time.perf_counter() - start, 2), "key": key}
         if self.is_first:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +149,15 @@ class Transfer:
             np.savez(part, val=val, test=test, facts=json.dumps(facts))
             part.replace(path)
         return Outcome(method, seed, labelled, val, test, facts, run)
+
+    def _make(
+        self, method: str, seed: int, labelled: float, run: Path | None
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """Logits of the validation and the test images, and facts."""
+        if run is not None:
+            return self._train(method, seed, labelled, run)
+        logits, facts = self._probe(method, seed, labelled)
+        return logits[self.rows["val"]], logits[self.rows["test"]], facts
 
     def _key(self, method: str, seed: int, labelled: float) -> str:
         """A hash of all that an outcome depends on."""
@@ -263,6 +268,26 @@ class Transfer:
         if outcome.method != "linear":
             return None
         return inference.load(self._with_probe(outcome.seed, outcome.labelled))
+
+    def write_checkpoint(self, outcomes: list[Outcome]) -> str | None:
+        """The best seed by validation as `workdir/checkpoint`, updates merged; its name.
+
+        None where there is no model to write (knn, pixels).
+        """
+        best = self.best_seed(outcomes)
+        model = self.fitted(best)
+        if model is None:
+            return None
+        target = self.workdir / "checkpoint"
+        if self.is_first:
+            shutil.rmtree(target, ignore_errors=True)
+            model.contract["class_names"] = CohortSource(self.cohort).class_names
+            model.save(target)
+        return best.name
+
+    def best_seed(self, outcomes: list[Outcome]) -> Outcome:
+        """The outcome with the highest validation AUROC."""
+        return max(outcomes, key=lambda o: (mean_auroc(self.scored(o, "val")), -o.seed))
 
     def logits(self, outcome: Outcome, split: str) -> Float[np.ndarray, "R K"]:
         """An outcome's logits of any split."""

@@ -13,12 +13,22 @@ from vitjax import cli, lock, processes
 from vitjax import config as config_lib
 from vitjax.config import Config
 from vitjax.errors import InputError
-from vitjax.medical import leakage, low_data, predictions, privacy, report, report_page, robustness
-from vitjax.medical.cohort import Cohort, CohortSource
-from vitjax.medical.scoring import mean_auroc
+from vitjax.medical import (
+    collect,
+    leakage,
+    low_data,
+    predictions,
+    privacy,
+    report,
+    report_page,
+    robustness,
+)
+from vitjax.medical.cohort import Cohort
 from vitjax.medical.settings import transfer_config
-from vitjax.medical.transfer import Outcome, Transfer
+from vitjax.medical.slides.transfer import SlideTransfer
+from vitjax.medical.transfer import Transfer
 from vitjax.progress import logging_to
+from vitjax.telemetry import read_config
 
 log = logging.getLogger("vitjax")
 EXAMPLE = (
@@ -56,7 +66,7 @@ def guards(settings: Config, cohort: Cohort) -> dict[str, Any]:
             for splits, count in counts.items():
                 log.warning("%d %s duplicates lie in %s", count, kind, splits)
     if settings.pretraining:
-        overlap = leakage.overlap(cohort, str(settings.pretraining))
+        overlap = leakage.overlap(cohort, _index(Path(settings.pretraining)))
         found["overlap"] = {
             "exact": len(overlap.exact),
             "near": len(overlap.near),
@@ -64,6 +74,17 @@ def guards(settings: Config, cohort: Cohort) -> dict[str, Any]:
             "splits": overlap.splits,
         }
     return found
+
+
+def _index(path: Path) -> leakage.Hashes:
+    """The hashes of the images that a checkpoint was trained on: of a run's data, or an index."""
+    if not path.is_dir():
+        return leakage.Hashes.load(str(path))
+    config = read_config(path)
+    if config is None:
+        raise InputError(f"pretraining={path} is no run directory: it has no config.json")
+    log.info("hashing the images that %s was trained on", path)
+    return leakage.hash_index(config_lib.build(config["data"]["source"]))
 
 
 def transfer(settings: Config, checkpoint: str, workdir: Path) -> dict[str, Any]:
@@ -78,40 +99,31 @@ def transfer(settings: Config, checkpoint: str, workdir: Path) -> dict[str, Any]
       InputError: the data, the checkpoint or the settings cannot work; nothing was trained.
       Preempted: a signal came; the run in work is saved.
     """
-    work = Transfer(settings, checkpoint, workdir)
-    said = guards(settings, work.cohort)
+    if settings.slides.target:
+        work, said = SlideTransfer(settings, checkpoint, workdir), {}
+    else:
+        work = Transfer(settings, checkpoint, workdir)
+        said = guards(settings, work.cohort)
     workdir.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(workdir / "cache" / "compiled"))
+    if not jax.config.values.get("jax_compilation_cache_dir"):  # many runs of few programs
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "cache" / "compiled"))
     with lock.on_run(workdir) if work.is_first else contextlib.nullcontext() as refused:
         if refused:
             raise InputError(refused)
         found = work.run()
         made = report.make(work, found, said)
         outcomes = found[made["chosen"]]
-        if settings.low_data.labelled:
+        if settings.low_data.labelled and not settings.slides.target:
             made["low_data"] = report.plain(low_data.measure(work))
-        if settings.robustness:
+        if settings.robustness and not settings.slides.target:
             methods = tuple(dict.fromkeys([made["chosen"], *(m for m in ("cnn",) if m in found)]))
             made["robustness"] = report.plain(robustness.measure(work, found, methods))
-        made["checkpoint_written"] = _write_checkpoint(work, outcomes)
+        made["checkpoint_written"] = work.write_checkpoint(outcomes)
         splits = (*(("train",) if settings.report.predict_train else ()), "val", "test")
         if work.is_first:
             predictions.write(work, outcomes, splits)
             report_page.write(made, workdir)
     return made
-
-
-def _write_checkpoint(work: Transfer, outcomes: list[Outcome]) -> str | None:
-    """The chosen preset's best seed by validation, as `workdir/checkpoint`, updates merged."""
-    best = max(outcomes, key=lambda o: (mean_auroc(work.scored(o, "val")), -o.seed))
-    model = work.fitted(best)
-    if model is None:
-        return None
-    target = work.workdir / "checkpoint"
-    if work.is_first and not target.exists():
-        model.contract["class_names"] = CohortSource(work.cohort).class_names
-        model.save(target)
-    return best.name
 
 
 def _settings(arguments: argparse.Namespace, assignments: list[str]) -> Config:
@@ -128,11 +140,14 @@ def _settings(arguments: argparse.Namespace, assignments: list[str]) -> Config:
 
 
 def main(argv: list[str]) -> int:
+    if argv and argv[0] == "collect":
+        return collect.main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="vitjax transfer",
         description="Transfers a checkpoint to labelled medical images; writes a checkpoint, "
         "predictions.csv, and report.json, .md and .html. Run again it goes on where it was.",
-        epilog=f"example: {EXAMPLE}",
+        epilog=f"example: {EXAMPLE}\nand then: {collect.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", help="a transfer config, or the name of a shipped one")
     parser.add_argument("--data", help="your own images: a folder of classes, or a CSV")

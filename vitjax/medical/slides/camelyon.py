@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -196,20 +195,3 @@ def _centre(name: str, path: str) -> str:
     patient = int(name.split("_")[1])
     centre = patient // PATIENTS_PER_CENTRE
     return str(centre) if centre in CENTRES else ""
-
-
-def patient_stage(nodes: Sequence[str]) -> str:
-    """A patient's pN stage from the classes of the nodes, by CAMELYON17's rule.
-
-    Isolated tumour cells are no metastasis; one to three nodes with metastases of which one is
-    "macro" are pN1, more are pN2; "micro" alone is pN1mi.
-    """
-    for node in nodes:
-        if node not in NODE_CLASSES:
-            raise InputError(f"unknown class of a node {node!r}; {suggest(node, NODE_CLASSES)}")
-    count = Counter(nodes)
-    if count["macro"]:
-        return "pN1" if count["macro"] + count["micro"] <= 3 else "pN2"
-    if count["micro"]:
-        return "pN1mi"
-    return "pN0(i+)" if count["itc"] else "pN0"

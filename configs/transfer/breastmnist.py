@@ -1,0 +1,24 @@
+"""BreastMNIST: malignant or not on breast ultrasound, 28 to 224 pixels.
+
+    vitjax transfer --config=transfer/breastmnist --config.root=DATA \\
+        --checkpoint=CHECKPOINT --workdir=runs/breastmnist
+
+The data: breastmnist.npz, or breastmnist_224.npz, of MedMNIST (CC BY 4.0).
+Class 1 is the healthy one.
+Runs on: two CPU cores with a small checkpoint, in some hours; not run whole by us yet.
+"""
+
+from vitjax.medical.settings import transfer_config
+
+
+def get_config():
+    config = transfer_config()
+    config.cohort = {
+        "target": "vitjax.medical.readers.medmnist:medmnist",
+        "path": config.get_ref("root"),
+    }
+    config.seeds = (0, 1, 2, 3, 4)
+    config.policy = "ultrasound"
+    config.train.update(epochs=40.0, batch_size=32)
+    config.low_data.labelled = (50.0, 100.0, 200.0)
+    return config

@@ -1,0 +1,22 @@
+"""PneumoniaMNIST: pneumonia on chest radiographs of children, 28 to 224 pixels.
+
+    vitjax transfer --config=transfer/pneumoniamnist --config.root=DATA \\
+        --checkpoint=CHECKPOINT --workdir=runs/pneumoniamnist
+
+The data: pneumoniamnist.npz, or pneumoniamnist_224.npz, of MedMNIST (CC BY 4.0).
+Runs on: two CPU cores with a small checkpoint, in some hours; not run whole by us yet.
+"""
+
+from vitjax.medical.settings import transfer_config
+
+
+def get_config():
+    config = transfer_config()
+    config.cohort = {
+        "target": "vitjax.medical.readers.medmnist:medmnist",
+        "path": config.get_ref("root"),
+    }
+    config.seeds = (0, 1, 2, 3, 4)
+    config.train.update(epochs=12.0, max_steps=2000)
+    config.low_data.labelled = (50.0, 100.0, 200.0, 500.0)
+    return config
