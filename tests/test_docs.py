@@ -183,6 +183,7 @@ def test_the_readme_s_commands_are_those_of_ci(root):
         "docs/weights.md",
         "docs/reliability.md",
         "docs/medical.md",
+        "docs/explain.md",
     ],
 )
 def test_links_lead_somewhere(root, name):

@@ -317,6 +317,34 @@ def test_probes_agree_with_scikit_learn_and_ignore_unknown_labels():
     np.testing.assert_allclose(more, found, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["single", "multi", "ordinal"])
+def test_newton_and_lbfgs_find_the_same(kind, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(150, 6))
+    latent = x[:, 0] - x[:, 1] + rng.normal(size=150)
+    sets = {
+        "single": (LabelSet("a", "single", ("no", "yes")), (latent > 0).astype(float)),
+        "multi": (LabelSet("a", "multi", ("a", "b")), np.stack([latent > 0, latent > 1], 1) * 1.0),
+        "ordinal": (LabelSet("a", "ordinal", ("0", "1", "2")), np.digitize(latent, [0, 1]) * 1.0),
+    }
+    s, labels = sets[kind]
+    labels.flat[7] = np.nan
+    start = rng.normal(size=(7, s.num_logits))
+    for penalty in (1e-3, 1.0):
+        newton = [probes.fit_linear(x, s, labels, penalty, first) for first in (None, start)]
+        with monkeypatch.context() as patch:
+            patch.setattr(probes, "NEWTON_SIZE", 0)
+            slow = probes.fit_linear(x, s, labels, penalty)
+        for found in newton:
+            if kind == "single":  # the bias of a softmax is free up to a shift
+                found, wanted = found[:, 1] - found[:, 0], slow[:, 1] - slow[:, 0]
+            else:
+                wanted = slow
+            np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=2e-3)
+    always = probes.fit_linear(x, sets["multi"][0], np.ones((150, 2)), 0.1)
+    assert np.isfinite(always).all() and always[-1, 0] > 3
+
+
 @pytest.mark.parametrize("fit", [probes.linear, probes.knn])
 def test_probes_learn_every_kind_of_set_and_leave_unread_images_out(fit):
     made = cohort()

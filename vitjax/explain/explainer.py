@@ -195,7 +195,8 @@ def explain(
     """Explains a model's predictions for images.
 
     Args:
-      images: uint8 [B, Y, X, C], or several [Y, X, C] of any sizes; resized and normalised as the contract says.
+      images: uint8 [B, Y, X, C], or several [Y, X, C] of any sizes; resized and normalised as the
+        contract says.
       method: one of METHODS.
       target: a class by name or index, or one for each image; the top class by default.
       options: of the method: `window` of occlusion, in cells of the grid.

@@ -292,7 +292,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--checkpoint", required=True, help="a run, a step, or an exported folder")
     parser.add_argument("--images", required=True, help="a folder, an image or a DICOM file")
-    parser.add_argument("--method", required=True, help="rollout, relevance, gradcam or occlusion")
+    parser.add_argument(
+        "--method", default="relevance", help="rollout, relevance (default), gradcam or occlusion"
+    )
     parser.add_argument("--out", required=True, help="the new folder to write")
     parser.add_argument(
         "--class", dest="wanted",

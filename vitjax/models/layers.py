@@ -240,7 +240,8 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query, key = rotate(query, rope, p), rotate(key, rope, p)
-        mixed, seen = attend(query, key, value, p, offsets)
+        given = {} if offsets is None else {"offsets": offsets}
+        mixed, seen = attend(query, key, value, p, **given)
         mixed = constrain(mixed, "B H N K")
         return constrain(self.out(jnp.transpose(mixed, (0, 2, 1, 3))), "B N D"), seen
 
