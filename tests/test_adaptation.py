@@ -375,6 +375,20 @@ def test_a_loaded_run_has_its_updates_merged(tmp_path, make_config, monkeypatch)
     )
 
 
+def test_a_loaded_model_takes_inputs_or_says_that_it_takes_none(native):
+    images = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
+    made = native(input_sizes=(1, 2))
+    inputs = np.array([[0.5, 1, 0], [np.nan, 0, 1]])
+    a, b = made.logits(images, inputs=inputs), made.logits(images)
+    assert np.abs(a - b).max() > 1e-3
+    ready = np.zeros((2, 16, 16, 3), np.float32)
+    assert made.embed(ready, preprocessed=True, inputs=inputs).shape == (2, 32)
+    with pytest.raises(InputError, match=r"inputs must be \[B, 3\].*got \(2, 2\)"):
+        made.tokens(images, inputs=inputs[:, :2])
+    with pytest.raises(InputError, match="takes no inputs"):
+        native().logits(images, inputs=inputs)
+
+
 def test_bit_hyper_warms_up_and_falls_by_ten():
     schedule = bit_hyper(total_steps=500)
     values = [float(schedule(jnp.asarray(s))) for s in (0, 49, 99, 150, 200, 300, 400, 499)]

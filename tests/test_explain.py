@@ -158,7 +158,7 @@ def test_rollout_is_a_product_whose_rows_sum_to_one():
             lambda joint, prefix: joint[:2].mean(0),
         ),
     ],
-    ids=str,
+    ids=["cls", "gap", "gap beside cls", "distilled"],
 )
 def test_rollout_reads_what_pooling_reads_and_leaves_the_prefix_out(options, row):
     """On images that are no squares, of which 3 x 5 patches are cut."""

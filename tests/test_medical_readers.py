@@ -560,6 +560,21 @@ def test_own_reads_folders_with_and_without_splits(tmp_path):
     assert "train/a/0.png" in parted.ids
 
 
+def test_own_sees_whether_images_are_grey(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 255, (9, 9, 1), np.uint8)
+    for i in range(20):
+        folder = tmp_path / "data" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey.repeat(3, 2)).save(folder / f"{i:02}.png")  # RGB, and yet grey
+    assert own(str(tmp_path / "data")).channels == 1
+    Image.new("RGB", (9, 9), (9, 0, 0)).save(tmp_path / "data" / "a" / "00.png")
+    assert own(str(tmp_path / "data")).channels == 3
+    assert own(str(tmp_path / "data"), channels=1).channels == 1
+    for path in (tmp_path / "data").rglob("*.png"):
+        path.write_bytes(b"nothing")
+    assert own(str(tmp_path / "data")).channels == 3
+
+
 def test_owns_mistakes_are_named(tmp_path):
     path = own_table(tmp_path)
     with pytest.raises(InputError, match=r"no column 'grade'; found: image, diagnosis, Patient ID"):

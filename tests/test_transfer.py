@@ -178,7 +178,7 @@ def test_the_verb_on_a_folder_of_classes(place, tmp_path, monkeypatch, capsys):
         f"--workdir={tmp_path / 'run'}", "--config.presets=('linear','full')",
         "--config.floors=('pixels','scratch')", "--config.seeds=(0,)", "--config.train.max_steps=4",
         "--config.train.min_steps=4", "--config.robustness=False",
-        "--config.report.num_bootstraps=50", "--config.drop_colour=True",
+        "--config.report.num_bootstraps=50",
         "--config.train.mesh.fsdp=1",
     ]  # fmt: skip
     assert cli.main(words) == 0, capsys.readouterr().err
@@ -401,6 +401,15 @@ def test_the_cnn_has_the_flops_it_should():
         block = presets.cnn_of(int(flops), size, 3, 2)
         model = config_lib.build(block, image_size=size, channels=3)
         assert 0.7 < model.flops_per_image / flops < 1.4
+
+
+def test_colour_is_not_dropped_unasked(place, tmp_path):
+    settings = settings_of(place)
+    settings.cohort = {"target": f"{__name__}:cohort", "channels": 3}
+    with pytest.raises(InputError, match=r"takes grey images.*made is in colour; set drop_colour"):
+        transfer.Transfer(settings, str(place / "start"), tmp_path)
+    settings.drop_colour = True
+    assert transfer.Transfer(settings, str(place / "start"), tmp_path).cohort.channels == 3
 
 
 def test_a_crop_that_cuts_off_the_centre_is_refused(place, tmp_path):

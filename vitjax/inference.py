@@ -112,8 +112,10 @@ class VisionModel:
         names = contract.get("class_names")
         self.class_names: tuple[str, ...] | None = tuple(names) if names else None
         self.loss_type: str | None = contract.get("loss_type")
-        self._raw = jax.jit(lambda p, x: model.apply(p, state.prepare(x, preprocess)))
-        self._ready = jax.jit(lambda p, x: model.apply(p, x))
+        self._raw = jax.jit(
+            lambda p, x, given: model.apply(p, state.prepare(x, preprocess), **given)
+        )
+        self._ready = jax.jit(lambda p, x, given: model.apply(p, x, **given))
 
     @property
     def num_params(self) -> int:
@@ -124,37 +126,55 @@ class VisionModel:
         model = experiment.make_model(self.config, self.preprocess, parallel.Precision())
         return lambda params, images: model.apply(params, images)[output]
 
-    def _run(self, images: Any, preprocessed: bool) -> dict[str, Array]:
-        p = self.preprocess
+    def _run(self, images: Any, preprocessed: bool, inputs: Any) -> dict[str, Array]:
+        p, given = self.preprocess, {}
+        if inputs is not None:
+            wanted = sum(self.config.get("input_sizes") or ())
+            if np.shape(inputs) != (len(images), wanted) or not wanted:
+                raise InputError(
+                    f"inputs must be [B, {wanted}], NaN where unknown, got {np.shape(inputs)}"
+                    if wanted
+                    else "this model takes no inputs beside the image"
+                )
+            given = {"inputs": jax.numpy.asarray(inputs, jax.numpy.float32)}
         shape, dtype = np.shape(images), np.asarray(images[:0]).dtype
         if len(shape) != 4 or shape[-1] != p.channels:
             raise InputError(f"images must be [B, Y, X, {p.channels}], got {shape}")
         if preprocessed:
             if not np.issubdtype(dtype, np.floating):
                 raise InputError(f"preprocessed images must be floating point, got {dtype}")
-            return self._ready(self.params, images)
+            return self._ready(self.params, images, given)
         if dtype != np.uint8:
             raise InputError(
                 f"images must be uint8, got {dtype}; pass preprocessed=True for normalised floats"
             )
-        return self._raw(self.params, np.stack([p.fit(np.asarray(image)) for image in images]))
+        fitted = np.stack([p.fit(np.asarray(image)) for image in images])
+        return self._raw(self.params, fitted, given)
 
-    def embed(self, images: Any, *, preprocessed: bool = False) -> Float[Array, "B D"]:
+    def embed(
+        self, images: Any, *, preprocessed: bool = False, inputs: Any = None
+    ) -> Float[Array, "B D"]:
         """Pooled features.
 
         Args:
           images: uint8 `[B, Y, X, C]` of any size, resized and normalised as the contract says;
             or, with `preprocessed`, floats that already are.
+          inputs: `[B, M]`, for a model with input tokens: numbers beside the image, NaN where
+            unknown; all are by default.
         """
-        return self._run(images, preprocessed)["embedding"]
+        return self._run(images, preprocessed, inputs)["embedding"]
 
-    def tokens(self, images: Any, *, preprocessed: bool = False) -> Float[Array, "B N D"]:
+    def tokens(
+        self, images: Any, *, preprocessed: bool = False, inputs: Any = None
+    ) -> Float[Array, "B N D"]:
         """All tokens after the final norm, the class token first where there is one."""
-        return self._run(images, preprocessed)["tokens"]
+        return self._run(images, preprocessed, inputs)["tokens"]
 
-    def logits(self, images: Any, *, preprocessed: bool = False) -> Float[Array, "B C"]:
+    def logits(
+        self, images: Any, *, preprocessed: bool = False, inputs: Any = None
+    ) -> Float[Array, "B C"]:
         """The head's outputs, before softmax or sigmoid."""
-        out = self._run(images, preprocessed)
+        out = self._run(images, preprocessed, inputs)
         if "logits" not in out:
             raise InputError("this model has no head, so it has no logits; use embed or tokens")
         return out["logits"]

@@ -139,6 +139,7 @@ def _set_model(config, settings, cohort, start, method) -> None:
     if is_vit and method != "cnn":
         sizes = encode_inputs(cohort, settings.inputs)[1] if settings.inputs else ()
         model |= {"input_sizes": sizes, "drop_path_rate": settings.train.drop_path_rate}
+        model |= {"frozen_blocks": 0, "distill_head": False}  # whatever the checkpoint's run had
     if method == "freeze":
         frozen, depth = (
             settings.train.frozen_blocks,
@@ -162,7 +163,7 @@ def _set_model(config, settings, cohort, start, method) -> None:
             fresh.append(r".*/lora_[ab]")
         config.init.checkpoint = start.checkpoint
         config.init.skip = tuple(fresh)
-        config.init.drop = (r"head/.*", r"mask_token", r"distill_head/.*")
+        config.init.drop = (r"head/.*", r"mask_token", r"distill_head/.*", r"inputs/.*")
 
 
 def _made(model: Mapping[str, Any], config: Config) -> Model:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vitjax.data.images import decode
 from vitjax.data.sources.folders import is_image
-from vitjax.errors import InputError, suggest
+from vitjax.errors import InputError, UnreadableImage, suggest
 from vitjax.medical.cohort import KINDS, Cohort, Files, LabelSet
 from vitjax.medical.readers.splits import complete
 from vitjax.medical.readers.tables import (
@@ -33,6 +34,7 @@ SPLIT_WORDS = {
     "": "", "train": "train", "training": "train", "val": "val", "valid": "val",
     "validate": "val", "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
+LOOKED_AT = 16
 BITS = {"", "0", "1", "0.0", "1.0"}
 
 
@@ -63,7 +65,7 @@ def own(
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     seed: int = 0,
-    channels: int = 3,
+    channels: int | None = None,
     policy: str | None = None,
     licence: str = "",
 ) -> Cohort:
@@ -90,6 +92,7 @@ def own(
       kind: "single", "ordinal" (class_names, or numbers, tell the order) or "multi"; by default
         "multi" where a label holds the separator, else "single".
       val_fraction, test_fraction: of the rows, where there is no such split; 0 for none.
+      channels: 1 (grey) or 3; by default 1 if sixteen of the images, evenly spread, are all grey.
       policy: of augmentation; see vitjax.data.policies.
     """
     if kind is not None and kind not in KINDS:
@@ -106,13 +109,14 @@ def own(
     refuse_repeated(path, "path", found.paths)
     files = [os.path.join(base, name) for name in found.paths]
     check_files(path, files)
+    images = Files(files)
     groups = np.array(found.paths) if found.groups is None else found.groups
     splits, notes = complete(found.splits, groups, found.labels, val_fraction, test_fraction, seed)
     if found.groups is None:
         notes += ("No column of patients: images of one patient may be in two splits.",)
     return Cohort(
         name=os.path.basename(os.path.normpath(path)).partition(".")[0],
-        images=Files(files),
+        images=images,
         ids=found.paths,
         label_sets=(found.label_set,),
         labels={found.label_set.name: found.labels},
@@ -121,7 +125,7 @@ def own(
         group_kind=found.group_kind,
         columns=found.columns,
         policy=policy,
-        channels=channels,
+        channels=_channels(images) if channels is None else channels,
         notes=notes,
         licence=licence,
         files=used,
@@ -286,3 +290,15 @@ def _column(cells: list[str]) -> np.ndarray:
     except ValueError:
         return np.array(cells)
     return np.array(values, np.float32) if any(cells) else np.array(cells)
+
+
+def _channels(images: Files) -> int:
+    """1 if those looked at are grey, whatever their files say; 3 if any is not, or none is read."""
+    grey = []
+    for index in np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(int)).tolist():
+        try:
+            pixels = decode(images[index], 3)
+        except UnreadableImage:
+            continue
+        grey.append((pixels == pixels[..., :1]).all())
+    return 1 if grey and all(grey) else 3
