@@ -328,7 +328,7 @@ def test_no_reader_meets_a_marker_before_it_is_whole(tmp_path, make_config, monk
 
     monkeypatch.setattr(store, "_write_synced", watched)
     train(make_config(total_steps=2, eval_every=0, checkpoint_every=2), tmp_path)
-    assert seen == [("2.saving", []), ("2", [])]
+    assert seen == [("2.saving", []), ("2.saving", [])]  # contract and marker
     assert steps.whole_steps(tmp_path / "checkpoints") == [2]
 
 

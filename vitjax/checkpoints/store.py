@@ -44,7 +44,7 @@ logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 PyTree = Any
 Contract = dict[str, Any]
 CHUNK = 4 * 2**20  # bytes of an array that are compressed and decoded at a time
-CONTRACT, FINISHED = "contract.json", "finished"
+CONTRACT, FINISHED, UNMARKED = "contract.json", "finished", "finished.not_yet"
 
 
 def parts_of(state: TrainState) -> dict[str, PyTree]:
@@ -112,6 +112,7 @@ class Writing:
             shapes = self._shapes[name]
             arrays[name] = {path: [*shapes[path], value] for path, value in values.items()}
         _write_synced(self._folder / CONTRACT, json.dumps(contract | {"arrays": arrays}, indent=1))
+        _write_synced(self._folder / UNMARKED, _checksum(self._folder) + "\n")
 
 
 def _run(coroutine: Any) -> Any:
@@ -153,10 +154,8 @@ def _checksum(folder: Path) -> str:
 
 
 def mark_finished(folder: Path) -> None:
-    """Makes a step count: its marker is there whole or not at all."""
-    begun = folder / f"{FINISHED}.writing"
-    _write_synced(begun, _checksum(folder) + "\n")
-    begun.replace(folder / FINISHED)
+    """Makes a step count: its marker, written before, gets its name, and is never there in part."""
+    (folder / UNMARKED).replace(folder / FINISHED)
 
 
 def is_finished(folder: Path) -> bool:
