@@ -111,7 +111,8 @@ def unfit(model: Mapping[str, Any], fixed: Mapping[str, Any], free: tuple[str, .
     for option, default in DEFAULTS.items():
         if option in (*free, *RUNTIME):
             continue
-        wanted, value = fixed.get(option, default), model[option]
+        wanted, value = fixed.get(option, default), model.get(option, default)
+        value = tuple(value) if isinstance(value, list) else value  # from a file
         if option == "cls_token":
             wanted, value = bool(wanted), has_cls
         if option == "position_prefix" and (model["positions"] != "learned" or not has_cls):
