@@ -195,6 +195,8 @@ def test_the_verb_on_a_folder_of_classes(place, tmp_path, monkeypatch, capsys):
         ({"imbalance": "focl"}, "did you mean 'focal'"),
         ({"seeds": ()}, "at least one of seeds"),
         ({"policy": "chest_xrays"}, "did you mean 'chest_xray'"),
+        ({"low_data": {"labelled": (9,), "methods": ("scrach",)}}, "low_data.*'scratch'"),
+        ({"report": {"level": 95.0}}, "report.level must be between 0 and 1, got 95"),
         ({"image_size": 9}, "not divisible by patch size"),
         ({"inputs": ("age",)}, "has no column 'age' for inputs"),
     ],
@@ -540,6 +542,17 @@ def test_images_that_were_pretrained_on_are_counted(place, tmp_path):
     assert verb.guards(settings, work.cohort)["overlap"]["exact"] == sum(COUNTS.values())
     with pytest.raises(InputError, match="is no run directory"):
         verb.guards(settings_of(place, pretraining=str(tmp_path)), work.cohort)
+
+
+def test_pixels_of_images_of_several_sizes_and_of_none():
+    sizes = [(20, 30), (40, 10), None, (28, 28)]
+
+    def read(index):
+        return None if sizes[index] is None else np.full((*sizes[index], 1), 51 * index, np.uint8)
+
+    found = probes.pixels(cohort(total=120), lambda i: read(i % 4))
+    assert found.shape == (120, 20 * 30) and np.isnan(found[2]).all()
+    np.testing.assert_allclose(found[[0, 1, 3]].mean(1), [0, 0.2, 0.6], atol=1e-6)
 
 
 def test_official_metrics_of_a_cohort():

@@ -280,7 +280,8 @@ def _set_optimizer(config, settings, method) -> None:
 def check_fits(settings: Config, cohort: Cohort, start: Start) -> None:
     """Builds each preset's and floor's run, with nothing read or computed, so that what cannot
     work is said first."""
-    for method in (*settings.presets, *settings.floors):
+    low = settings.low_data.methods if settings.low_data.labelled else ()
+    for method in dict.fromkeys((*settings.presets, *settings.floors, *low)):
         if method in TRAINED:
             config = run_config(settings, cohort, start, method, settings.seeds[0])
             made = experiment.build(config)

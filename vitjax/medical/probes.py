@@ -244,14 +244,22 @@ def _best(logits: dict[Any, np.ndarray], cohort: Cohort, val: np.ndarray) -> Any
     return max(logits, key=lambda setting: value(logits[setting]))
 
 
-def pixels(cohort: Cohort, read: Callable[[int], np.ndarray], side: int = 32) -> Features:
-    """Images as rows of grey or colour values, area-averaged to at most `side` pixels."""
+def pixels(cohort: Cohort, read: Callable[[int], np.ndarray | None], side: int = 32) -> Features:
+    """Images as rows of grey or colour values, all of the first one's size, at most `side` pixels.
+
+    Area-averaged; NaN for an image of which `read` gives None.
+    """
     import cv2
 
-    rows = []
+    rows: list[np.ndarray | None] = []
+    size: tuple[int, int] | None = None
     for index in range(len(cohort)):
         image = read(index)
-        if max(image.shape[:2]) > side:
-            image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-        rows.append(image.ravel().astype(np.float32) / 255)
-    return np.stack(rows)
+        if image is not None:
+            size = size or (min(side, image.shape[1]), min(side, image.shape[0]))
+            if (image.shape[1], image.shape[0]) != size:
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            image = image.ravel().astype(np.float32) / 255
+        rows.append(image)
+    width = next((len(row) for row in rows if row is not None), 1)
+    return np.stack([np.full(width, np.nan, np.float32) if r is None else r for r in rows])

@@ -79,12 +79,16 @@ class Transfer:
 
     def __init__(self, settings: Config, checkpoint: str, workdir: Path):
         self.settings, self.workdir = settings, Path(workdir)
-        for name in ("presets", "floors"):
-            for method in settings[name]:
+        asked = {"presets": settings.presets, "floors": settings.floors}
+        if settings.low_data.labelled:
+            asked["low_data.methods"] = settings.low_data.methods
+        for name, methods in asked.items():
+            for method in methods:
                 if method not in METHODS:
                     raise InputError(f"{name}: {suggest(method, METHODS)}")
         if not settings.seeds or not settings.presets:
             raise InputError("a transfer needs at least one of seeds and of presets")
+        check_report(settings)
         self.cohort: Cohort = open_cohort(
             settings.cohort, settings.val_fraction, settings.test_fraction
         )
@@ -198,14 +202,14 @@ class Transfer:
         return self._features
 
     def pixels(self) -> Float[np.ndarray, "N D"]:
-        """Of all images, at most 32 x 32; black where one cannot be read."""
+        """Of all images, at most 32 x 32; NaN where one cannot be read."""
         if self._pixels is None:
 
-            def read(index: int) -> np.ndarray:
+            def read(index: int) -> np.ndarray | None:
                 try:
                     return decode(self.cohort.images[index], self.cohort.channels)
                 except UnreadableImage:
-                    return np.zeros((32, 32, self.cohort.channels), np.uint8)
+                    return None
 
             self._pixels = probes.pixels(self.cohort, read)
         return self._pixels
@@ -330,6 +334,16 @@ def best_step(run: Path) -> int:
         value = store.read_contract(folder / str(step))["metrics"].get(presets.METRIC)
         scores[step] = -1.0 if value is None or np.isnan(value) else value
     return max(scores, key=lambda step: (scores[step], -step))
+
+
+def check_report(settings: Config) -> None:
+    """Raises InputError for numbers that the report could not use, before any work."""
+    report = settings.report
+    if report.num_bootstraps < 1:
+        raise InputError(f"report.num_bootstraps must be at least 1, got {report.num_bootstraps}")
+    for name in ("level", "sensitivity_at"):
+        if not 0 < report[name] < 1:
+            raise InputError(f"report.{name} must be between 0 and 1, got {report[name]}")
 
 
 def loss_type(cohort: Cohort) -> str:

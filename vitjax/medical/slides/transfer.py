@@ -24,7 +24,7 @@ from vitjax.medical.slides.bags import Tiling, extract, model_hash
 from vitjax.medical.slides.classify import draw_attention
 from vitjax.medical.slides.fit import MilResult, fit
 from vitjax.medical.slides.table import SlideTable
-from vitjax.medical.transfer import Outcome, Transfer
+from vitjax.medical.transfer import Outcome, Transfer, check_report
 
 log = logging.getLogger("vitjax")
 POOLS = ("gated", "attention", "mean", "max")
@@ -90,6 +90,7 @@ class SlideTransfer(Transfer):
                     raise InputError(f"{name} of slides: {suggest(method, allowed)}")
         if not settings.seeds or not settings.presets:
             raise InputError("a transfer needs at least one of seeds and of presets")
+        check_report(settings)
         table = config_lib.build(settings.slides)
         if not isinstance(table, SlideTable):
             raise InputError(f"slides.target gives {type(table).__name__}, not a SlideTable")
