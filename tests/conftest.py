@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+import environment
+
+os.environ.setdefault("XLA_FLAGS", f"{environment.EIGHT_DEVICES} {environment.QUICK_COMPILATION}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -20,9 +22,7 @@ import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update(
-    "jax_compilation_cache_dir", os.environ.get("VITJAX_TEST_CACHE", "/tmp/vitjax-test-cache")
-)
+jax.config.update("jax_compilation_cache_dir", environment.CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

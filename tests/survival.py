@@ -1,6 +1,5 @@
 """A small training in several real processes, and a launcher that ends it as schedulers do."""
 
-import os
 import random
 import signal
 import socket
@@ -9,6 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import environment
+
+# Each of several processes on few cores computes in one thread.
+FLAGS = f"--xla_cpu_multi_thread_eigen=false {environment.QUICK_COMPILATION}"
 ARGV = [
     "--config=quickstart", "--config.batch_size=32", "--config.log_every=1",
     "--config.model.width=32", "--config.model.depth=2", "--config.model.mlp_dim=64",
@@ -31,17 +34,9 @@ class Launch:
         self.workdir.mkdir(parents=True, exist_ok=True)
         self.logs = logs or self.workdir.parent
         for index in range(count):
-            environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
-            environment |= {
-                "JAX_PLATFORMS": "cpu",
-                "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-                    "VITJAX_TEST_CACHE", "/tmp/vitjax-test-cache"
-                ),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-                "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-            }
+            ranks = {}
             if count > 1:
-                environment |= {
+                ranks = {
                     "VITJAX_COORDINATOR": f"127.0.0.1:{port}",
                     "VITJAX_NUM_PROCESSES": str(count),
                     "VITJAX_PROCESS_ID": str(index),
@@ -49,7 +44,12 @@ class Launch:
             command = [sys.executable, "-m", "vitjax", "train", *ARGV, f"--workdir={workdir}"]
             log = (self.logs / f"{self.workdir.name}.{index}.log").open("a")
             self.processes.append(
-                subprocess.Popen([*command, *words], env=environment, stdout=log, stderr=log)
+                subprocess.Popen(
+                    [*command, *words],
+                    env=environment.of_a_process(FLAGS, **ranks),
+                    stdout=log,
+                    stderr=log,
+                )
             )
             log.close()
 

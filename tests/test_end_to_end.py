@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import environment
 import pytest
 from test_train import assert_same_run
 
@@ -21,13 +22,9 @@ ARGV = [
 
 
 def start(workdir):
-    environment = os.environ | {
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get("VITJAX_TEST_CACHE", "/tmp/vitjax-test-cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
     command = [sys.executable, "-m", "vitjax", *ARGV, f"--workdir={workdir}"]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    variables = environment.of_a_process(flags="")  # compiled as users' runs are
+    return subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
 
 
 def last_step(workdir):

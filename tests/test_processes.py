@@ -1,13 +1,13 @@
 """Several real processes as one run."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import environment
 import numpy as np
 import pytest
 
@@ -31,9 +31,7 @@ def start(count, workdir, *words):
         port = free.getsockname()[1]
     running = []
     for index in range(count):
-        environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
-        environment |= {
-            "JAX_PLATFORMS": "cpu",
+        ranks = {
             "VITJAX_COORDINATOR": f"127.0.0.1:{port}",
             "VITJAX_NUM_PROCESSES": str(count),
             "VITJAX_PROCESS_ID": str(index),
@@ -43,7 +41,7 @@ def start(count, workdir, *words):
         running.append(
             subprocess.Popen(
                 command,
-                env=environment,
+                env=environment.of_a_process(**ranks),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

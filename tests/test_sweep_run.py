@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import environment
 import pytest
 from conftest import use_one_device
 
@@ -345,15 +346,13 @@ def test_a_signal_is_passed_on_and_the_sweep_can_go_on(plan, workdir):
 
 
 def start(workdir, *words):
-    environment = os.environ | {
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get("VITJAX_TEST_CACHE", "/tmp/vitjax-test-cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
-    environment.pop("NPROC", None)
     command = [sys.executable, "-m", "vitjax", "sweep", "run", f"--workdir={workdir}", *words]
     return subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment.of_a_process(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
