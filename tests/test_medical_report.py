@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.medical import report_figures, report_page
+from vitjax.medical import report_figures, report_page, report_sections
 
 HOSTILE = "<script>alert('x')</script> | **b** `c` [d](http://evil.example/) $e$ _f_ \u202egh\n# i"
 FULL = ("methods", "roc", "reliability", "subgroups", "robustness", "low_data")
@@ -241,7 +241,7 @@ def test_the_html_is_whole_and_loads_nothing(drawn):
 def test_sections_come_in_order_with_the_intended_use_before_all():
     text = report_page.markdown(full(), [])
     titles = re.findall(r"^## (.*)", text, re.M)
-    assert titles == list(report_page.SECTIONS)
+    assert titles == list(report_sections.SECTIONS)
     assert text.index("It is no medical device") < text.index("## Verdict")
     assert text.index("0.910 [0.880, 0.940]") < text.index("## Methods")
 
@@ -284,7 +284,7 @@ def test_any_part_may_be_missing(part, how):
     if how != "absent":
         report[part] = type(value)() if how == "empty" else None
     text = report_page.markdown(report, [])
-    assert re.findall(r"^## (.*)", text, re.M) == list(report_page.SECTIONS)
+    assert re.findall(r"^## (.*)", text, re.M) == list(report_sections.SECTIONS)
     check_tables(text)
 
 

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 import sys
 import threading
 
@@ -22,9 +21,8 @@ from vitjax.inference import VisionModel
 from vitjax.interop.contents import full_model
 from vitjax.medical.slides import bags, fit, heat, mil, tiles, tissue, trained
 from vitjax.medical.slides import table as tables
-from vitjax.medical.slides.annotations import Lesions, in_polygon, lesions
+from vitjax.medical.slides.annotations import in_polygon, lesions
 from vitjax.medical.slides.camelyon import camelyon16, camelyon17
-from vitjax.medical.slides.classify import classify
 from vitjax.medical.slides.slide import Slide
 from vitjax.models.vit import vit
 
@@ -1038,116 +1036,3 @@ def test_points_in_a_polygon_are_those_that_a_drawing_fills():
     np.testing.assert_array_equal(
         in_polygon(points, polygon), drawn[points[:, 1], points[:, 0]] == 1
     )
-
-
-# The whole chain
-
-
-def test_slides_with_a_lesion_are_told_from_those_without(tmp_path, model):
-    folder = tmp_path / "slides"
-    folder.mkdir()
-    generator, rows, spots = (
-        np.random.default_rng(5),
-        [["case_id", "slide_id", "label", "split"]],
-        {},
-    )
-    for i in range(20):
-        split = "train" if i < 8 else "val" if i < 12 else "test"
-        spot = (int(generator.integers(280, 520)), int(generator.integers(220, 380)), 75)
-        is_positive = bool(i % 2)
-        pixels = picture(800, 600, spot if is_positive else None, seed=i)
-        write_slide(folder / f"s{i:02}.tif", pixels, downsamples=(1, 4))
-        rows.append([f"p{i}", f"s{i:02}", "tumor" if is_positive else "normal", split])
-        spots[f"s{i:02}"] = spot
-    (folder / "s17.tif").write_bytes(b"II*\0broken")
-    table = tables.read_table(write_csv(tmp_path / "t.csv", rows), folder)
-    out = tmp_path / "out"
-    options = {"hidden_dim": 32, "attention_dim": 16, "epochs": 30, "peak_lr": 3e-3}
-    found = classify(table, model, out, TILING, pictures=("test",), **options)
-    assert found.left_out == ("s17",) and len(found.labels) == 19
-    test = found.splits == "test"
-    assert fit.auroc(found.probabilities[test], found.labels[test]) > 0.9
-    for row in np.flatnonzero(test & (found.labels == 1)):
-        bag = bags.read_bag(found.bags[row])
-        span = bag.attributes["span"]
-        x, y, radius = spots[found.slide_ids[row]]
-        attention = found.result.attention[row]
-        away = np.abs(bag.coords[attention.argmax()] + span / 2 - np.array([x, y])).max()
-        assert away < radius + span / 2
-        circle = np.linspace(0, 2 * np.pi, 60)
-        lesion = Lesions((np.stack([x + radius * np.cos(circle), y + radius * np.sin(circle)], 1),))
-        inside = lesion.share(bag.coords, span) > 0.5
-        assert attention[inside].mean() > 3 * attention[~inside].mean()
-    with found.predictions.open() as file:
-        written = list(csv.DictReader(file))
-    assert list(written[0]) == [
-        "slide_id",
-        "group",
-        "split",
-        "label",
-        "prediction",
-        "p_normal",
-        "p_tumor",
-    ]
-    assert [row["slide_id"] for row in written] == list(found.slide_ids)
-    np.testing.assert_allclose(
-        [float(r["p_tumor"]) for r in written], found.probabilities[:, 1], rtol=1e-5
-    )
-    assert set(found.pictures) == {f"s{i}" for i in (12, 13, 14, 15, 16, 18, 19)}
-    assert Image.open(found.pictures["s15"]).size == (800, 600)
-    loaded = trained.TrainedMil.load(out / "model.npz")
-    assert loaded.weights == bags.model_hash(model) and loaded.classes == ("normal", "tumor")
-    np.testing.assert_array_equal(
-        loaded(bags.read_bag(found.bags[0]).features)[0], found.probabilities[0]
-    )
-    settings = json.loads(bags.read_bag(found.bags[0]).attributes["settings"])
-    assert settings == dataclasses.asdict(TILING)
-    with pytest.raises(InputError, match="no slide in split 'train'"):
-        classify(table.chosen(table.rows("test")), model, out, TILING)
-    with pytest.raises(InputError, match="did you mean 'test'"):
-        classify(table, model, out, TILING, pictures=("tests",))
-
-
-def test_the_verb_makes_the_report_of_images_from_slides(tmp_path, model, monkeypatch):
-    """CAMELYON16's layout; every pooling; run again, nothing is extracted or trained again."""
-    from vitjax import inference
-    from vitjax.medical import verb
-    from vitjax.medical.settings import transfer_config
-
-    root = tmp_path / "c16"
-    for i in range(18):
-        kind = "tumor" if i % 2 else "normal"
-        split = "testing/images" if i >= 12 else f"training/{kind}"
-        name = f"test_{i:03}" if i >= 12 else f"{kind}_{i:03}"
-        (root / split).mkdir(parents=True, exist_ok=True)
-        spot = (400, 300, 80) if i % 2 else None
-        write_slide(
-            root / split / f"{name}.tif", picture(800, 600, spot, seed=i), downsamples=(1, 4)
-        )
-    rows = [[f"test_{i:03}", "Tumor" if i % 2 else "Normal", "x", "y"] for i in range(12, 18)]
-    write_csv(root / "testing" / "reference.csv", rows)
-    settings = transfer_config()
-    settings.slides = {
-        "target": "vitjax.medical.slides.camelyon:camelyon16", "root": str(root),
-        "val_fraction": 0.3,
-    }  # fmt: skip
-    settings.update(presets=("gated", "mean"), floors=("majority",), seeds=(0,))
-    settings.tiling.update(dataclasses.asdict(TILING))
-    settings.mil.update(epochs=20, peak_lr=3e-3)
-    settings.report.num_bootstraps = 50
-    monkeypatch.setattr(inference, "load", lambda *_, **__: model)
-    found = verb.transfer(settings, "tiny", tmp_path / "run")
-    by_name = {m["method"]: m for m in found["methods"]}
-    assert by_name["gated"]["test_auroc"]["value"] > 0.9
-    assert set(found["official"]) == {"slide_auc"}
-    assert found["data"]["unit_kind"] == "slide" and "macro images" in found["data"]["notes"][-1]
-    for name in ("mil.npz", "predictions.csv", "report.html", "attention/test_013.png"):
-        assert (tmp_path / "run" / name).is_file(), name
-    monkeypatch.setattr("vitjax.medical.slides.transfer.fit", lambda *_, **__: pytest.fail("again"))
-    monkeypatch.setattr("vitjax.medical.slides.transfer.SlideTransfer.write_checkpoint",
-                        lambda *_: None)  # fmt: skip
-    again = verb.transfer(settings, "tiny", tmp_path / "run")
-    assert again["methods"] == found["methods"]
-    settings.presets = ("gatd",)
-    with pytest.raises(InputError, match=r"presets of slides.*did you mean 'gated'"):
-        verb.transfer(settings, "tiny", tmp_path / "other")

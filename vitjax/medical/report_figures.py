@@ -1,33 +1,39 @@
-"""The pictures of a transfer report.
+"""The pictures of a transfer report."""
 
-Colours are those of Okabe and Ito 2008, which people with any kind of colour vision tell apart;
-markers differ too.
-"""
-
-import contextlib
 import os
-import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
-SKY, YELLOW, BLACK, GREY = "#56B4E9", "#E69F00", "#000000", "#8a8a8a"
-SERIES = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, BLACK)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-BAND = 0.15
+from vitjax.medical.report_style import (
+    BAND,
+    BLACK,
+    BLUE,
+    GREY,
+    MARKERS,
+    ORANGE,
+    SERIES,
+    YELLOW,
+    Report,
+    clean,
+    level,
+    make_axes,
+    make_panels,
+    numbers,
+    plain_text,
+    short_name,
+)  # fmt: skip
+
 MAX_PANELS = 16
 MAX_AUDITED = 6
-Report = Mapping[str, Any]
 CAPTIONS = {
     "methods.png": "Test AUROC of every preset and floor.",
     "roc.png": "ROC curves of the chosen preset on the test split, of the mean score over seeds.",
+    "froc.png": "Lesions found at so many false positives a slide; dots: the rates of the score.",
     "reliability.png": "Predicted and observed frequency, before and after the temperature.",
     "subgroups.png": "AUROC by subgroup.",
     "robustness.png": "AUROC by family and severity of corruption.",
@@ -51,6 +57,7 @@ def draw(report: Report, folder: Path, images: Sequence[np.ndarray] | None = Non
     drawers: dict[str, Callable[[], Figure | None]] = {
         "methods.png": lambda: _methods(report),
         "roc.png": lambda: _roc(report.get("curves") or []),
+        "froc.png": lambda: _froc(report.get("froc") or {}),
         "reliability.png": lambda: _reliability(report.get("calibration") or []),
         "subgroups.png": lambda: _subgroups(report.get("audit") or []),
         "robustness.png": lambda: _robustness(report.get("robustness") or {}),
@@ -60,7 +67,7 @@ def draw(report: Report, folder: Path, images: Sequence[np.ndarray] | None = Non
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for name, drawer in drawers.items():
-        with _plain_text():
+        with plain_text():
             figure = drawer()
             if figure is None:
                 (folder / name).unlink(missing_ok=True)
@@ -72,77 +79,17 @@ def draw(report: Report, folder: Path, images: Sequence[np.ndarray] | None = Non
     return found
 
 
-@contextlib.contextmanager
-def _plain_text() -> Iterator[None]:
-    """Names of classes are no mathematics, and may be of scripts that the font lacks."""
-    style: Any = {"text.parse_math": False, "font.size": 9, "axes.titlesize": 9.5}
-    with rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        yield
-
-
-def _name(text: Any, width: int = 34) -> str:
-    """A name from the data, as a label: one line, not too long, not hidden by an underscore."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    text = textwrap.shorten(text, width, placeholder="...") if " " in text else text
-    text = text if len(text) <= width else text[: width - 3] + "..."
-    return f" {text}" if text.startswith("_") else text
-
-
-def _axes(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    all_axes = figure.subplots(rows, columns, squeeze=False)
-    for axes in all_axes.flat:
-        _clean(axes)
-    return figure, all_axes
-
-
-def _clean(axes: Any) -> None:
-    axes.grid(alpha=0.3, linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """So many axes in a grid of at most so many columns; what is left over is blank."""
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    figure, all_axes = _axes(rows, columns, width * columns, height * rows)
-    for axes in all_axes.flat[count:]:
-        axes.set_axis_off()
-    return figure, list(all_axes.flat[:count])
-
-
-def _numbers(interval: Any) -> tuple[float, float, float]:
-    """value, low and high; NaN for what there is not."""
-    if not isinstance(interval, Mapping):
-        return np.nan, np.nan, np.nan
-    found = [interval.get(k) for k in ("value", "low", "high")]
-    value, low, high = (np.nan if v is None else float(v) for v in found)
-    return value, low, high
-
-
-def _percent(level: Any) -> str:
-    return f"{100 * float(level or 0.95):g}%"
-
-
-def _level(report: Report) -> str:
-    settings = (report.get("settings") or {}).get("report") or {}
-    return _percent(settings.get("level"))
-
-
 def _methods(report: Report) -> Figure | None:
-    rows = [m for m in report.get("methods") or [] if not np.isnan(_numbers(m["test_auroc"])[0])]
+    rows = [m for m in report.get("methods") or [] if not np.isnan(numbers(m["test_auroc"])[0])]
     if not rows:
         return None
-    rows.sort(key=lambda m: _numbers(m["test_auroc"])[0])
+    rows.sort(key=lambda m: numbers(m["test_auroc"])[0])
     chosen = report.get("chosen")
-    figure, all_axes = _axes(1, 1, 7.6, 1.5 + 0.3 * len(rows))
+    figure, all_axes = make_axes(1, 1, 7.6, 1.5 + 0.3 * len(rows))
     axes = all_axes[0, 0]
-    lows = [v for m in rows for v in (*_numbers(m["test_auroc"]), *_seeds(m)) if np.isfinite(v)]
+    lows = [v for m in rows for v in (*numbers(m["test_auroc"]), *_seeds(m)) if np.isfinite(v)]
     for place, row in enumerate(rows):
-        value, low, high = _numbers(row["test_auroc"])
+        value, low, high = numbers(row["test_auroc"])
         is_chosen = row["method"] == chosen
         colour = BLUE if row.get("kind") == "preset" else YELLOW
         if is_chosen:
@@ -158,14 +105,16 @@ def _methods(report: Report) -> Figure | None:
         axes.text(1.01, place, f"{value:.3f}", va="center", fontsize=9,
                   weight="bold" if is_chosen else "normal",
                   transform=axes.get_yaxis_transform())  # fmt: skip
-    labels = [_name(m["method"]) + (" (chosen)" if m["method"] == chosen else "") for m in rows]
+    labels = [
+        short_name(m["method"]) + (" (chosen)" if m["method"] == chosen else "") for m in rows
+    ]
     axes.set_yticks(range(len(rows)), labels)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_weight("bold" if row["method"] == chosen else "normal")
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlim(max(0.0, min(lows) - 0.03), min(1.02, max(lows) + 0.03))
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
-    axes.set_xlabel(f"AUROC on the test split, {_level(report)} interval; small dots: seeds")
+    axes.set_xlabel(f"AUROC on the test split, {level(report)} interval; small dots: seeds")
     for marker, colour, label in (("o", BLUE, "preset"), ("s", YELLOW, "floor")):
         axes.plot([], [], marker, color=colour, markeredgecolor=BLACK, markeredgewidth=0.5,
                   label=label)  # fmt: skip
@@ -191,12 +140,12 @@ def _roc(curves: Sequence[Mapping[str, Any]]) -> Figure | None:
     if not shown:
         return None
     left_out = len(shown) - MAX_PANELS
-    figure, panels = _panels(min(len(shown), MAX_PANELS), 4, 3.1, 3.2)
+    figure, panels = make_panels(min(len(shown), MAX_PANELS), 4, 3.1, 3.2)
     for axes, (name, fpr, tpr) in zip(panels, shown, strict=False):
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
         axes.fill_between(fpr, tpr, color=BLUE, alpha=BAND / 2, linewidth=0)
         axes.plot(fpr, tpr, color=BLUE, linewidth=1.8)
-        axes.set_title(f"{_name(name)}\narea {np.trapezoid(tpr, fpr):.2f}")
+        axes.set_title(f"{short_name(name)}\narea {np.trapezoid(tpr, fpr):.2f}")
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         axes.set_aspect("equal")
@@ -206,6 +155,25 @@ def _roc(curves: Sequence[Mapping[str, Any]]) -> Figure | None:
     figure.supylabel("sensitivity", fontsize=9)
     if left_out > 0:
         figure.suptitle(f"the first {MAX_PANELS} of {len(shown)} questions", fontsize=9)
+    return figure
+
+
+def _froc(part: Mapping[str, Any]) -> Figure | None:
+    if not part:
+        return None
+    figure, all_axes = make_axes(1, 1, 4.6, 3.4)
+    axes = all_axes[0, 0]
+    rates = [row["false_positives"] for row in part["sensitivities"]]
+    curve = np.array([[c["false_positives"], c["sensitivity"]] for c in part["curve"]], float)
+    end = max(2 * rates[-1], 1e-9)  # it goes on level
+    shown = np.vstack([curve[curve[:, 0] <= end], [end, curve[curve[:, 0] <= end][-1, 1]]])
+    axes.plot(np.maximum(shown[:, 0], rates[0] / 4), shown[:, 1], color=BLUE, linewidth=1.8)
+    axes.plot(rates, [row["sensitivity"] for row in part["sensitivities"]], "o", color=ORANGE)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("false positives a slide")
+    axes.set_ylabel("share of lesions found")
     return figure
 
 
@@ -226,8 +194,8 @@ def _reliability(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
             upper.set_axis_off()
             lower.set_axis_off()
             continue
-        _clean(upper)
-        _clean(lower)
+        clean(upper)
+        clean(lower)
         _reliability_of(rows[number], upper, lower)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False)
@@ -250,7 +218,7 @@ def _reliability_of(row: Mapping[str, Any], upper: Any, lower: Any) -> None:
         lower.bar(at, [b["count"] for b in bins], widths, color=colour)
     before, after = (row.get(k) for k in ("ece", "ece_after"))
     errors = "" if before is None or after is None else f"\nECE {before:.3f} to {after:.3f}"
-    upper.set_title(_name(row.get("label_set", "")) + errors)
+    upper.set_title(short_name(row.get("label_set", "")) + errors)
     upper.set_ylabel("observed frequency")
     upper.set_xticks([0, 0.25, 0.5, 0.75, 1], [])
     lower.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
@@ -262,7 +230,7 @@ def _reliability_of(row: Mapping[str, Any], upper: Any, lower: Any) -> None:
 
 
 def _worst_gap(audited: Mapping[str, Any]) -> float:
-    gaps = [_numbers(g["gap"])[0] for g in audited.get("gaps") or [] if g["metric"] == "auroc"]
+    gaps = [numbers(g["gap"])[0] for g in audited.get("gaps") or [] if g["metric"] == "auroc"]
     return max((g for g in gaps if np.isfinite(g)), default=-1.0)
 
 
@@ -275,20 +243,22 @@ def _subgroups(audit: Sequence[Mapping[str, Any]]) -> Figure | None:
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     size = 2.2 + 2.9 * columns, lines * (0.9 + 0.26 * len(names)) + 0.3
-    figure, grid = _axes(lines, columns, max(6.4, size[0]), size[1])
+    figure, grid = make_axes(lines, columns, max(6.4, size[0]), size[1])
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
-    values = [v for a in shown for r in a["subgroups"] for v in _numbers(r["auroc"])]
+    values = [v for a in shown for r in a["subgroups"] for v in numbers(r["auroc"])]
     known = [v for v in values if np.isfinite(v)] or [0.0]
     limits = max(0.0, min(known) - 0.04), 1.02
     for number, (axes, audited) in enumerate(zip(grid.flat, shown, strict=False)):
         rows = {(r["column"], r["value"]): r for r in audited["subgroups"]}
         is_first = number % columns == 0
-        labels = [f"{_name(c, 18)}: {_name(v, 22)}" if c != "all" else "all" for c, v in names]
+        labels = [
+            f"{short_name(c, 18)}: {short_name(v, 22)}" if c != "all" else "all" for c, v in names
+        ]
         axes.set_yticks(range(len(names)), labels if is_first else [])
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(*limits)
-        axes.set_title(_name(audited["question"]))
+        axes.set_title(short_name(audited["question"]))
         for place, key in enumerate(names):
             if key in rows:
                 _subgroup(axes, place, rows[key], limits, is_first)
@@ -301,7 +271,7 @@ def _subgroups(audit: Sequence[Mapping[str, Any]]) -> Figure | None:
 def _subgroup(
     axes: Any, place: int, row: Mapping[str, Any], limits: tuple[float, float], is_first: bool
 ) -> None:
-    value, low, high = _numbers(row["auroc"])
+    value, low, high = numbers(row["auroc"])
     if np.isnan(value):
         axes.axhspan(place - 0.42, place + 0.42, color=GREY, alpha=0.13, linewidth=0)
         axes.text(limits[0] + 0.02 * (limits[1] - limits[0]), place,
@@ -323,7 +293,7 @@ def _robustness(part: Mapping[str, Any]) -> Figure | None:
     if not methods:
         return None
     names = [f["family"] for f in methods[0]["families"]]
-    figure, panels = _panels(len(names), 4, 2.6, 2.3)
+    figure, panels = make_panels(len(names), 4, 2.6, 2.3)
     for number, (axes, name) in enumerate(zip(panels, names, strict=True)):
         drops = []
         for method, colour, marker in zip(methods, SERIES, MARKERS, strict=False):
@@ -331,13 +301,13 @@ def _robustness(part: Mapping[str, Any]) -> Figure | None:
             if of is None:
                 continue
             rows = [(0, method["clean"]), *((s["severity"], s["auroc"]) for s in of["severities"])]
-            value, low, high = np.array([_numbers(i) for _, i in rows]).T
+            value, low, high = np.array([numbers(i) for _, i in rows]).T
             x = [severity for severity, _ in rows]
             axes.fill_between(x, low, high, color=colour, alpha=BAND, linewidth=0)
             axes.plot(x, value, color=colour, marker=marker, markersize=4,
-                      label=_name(method["method"]))  # fmt: skip
-            drops.append(f"{_numbers(of['mean_drop'])[0]:.3f}")
-        axes.set_title(f"{_name(name.replace('_', ' '), 26)}\nmean drop {' / '.join(drops)}")
+                      label=short_name(method["method"]))  # fmt: skip
+            drops.append(f"{numbers(of['mean_drop'])[0]:.3f}")
+        axes.set_title(f"{short_name(name.replace('_', ' '), 26)}\nmean drop {' / '.join(drops)}")
         axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
         axes.sharey(panels[0])
         axes.set_xticks(range(6))
@@ -356,7 +326,7 @@ def _corruptions(images: Sequence[np.ndarray] | None) -> Figure | None:
     if images is None or not len(images):
         return None
     image = images[0]
-    figure, grid = _axes(len(FAMILIES), 1 + len(SEVERITIES), 7.2, 1.2 * len(FAMILIES))
+    figure, grid = make_axes(len(FAMILIES), 1 + len(SEVERITIES), 7.2, 1.2 * len(FAMILIES))
     for line, name in zip(grid, FAMILIES, strict=True):
         shown = [image, *(corrupt(image, name, s, 0) for s in SEVERITIES)]
         for axes, picture in zip(line, shown, strict=True):
@@ -373,16 +343,18 @@ def _low_data(part: Mapping[str, Any]) -> Figure | None:
     curves = [c for c in part.get("curves") or [] if c.get("points")]
     if not curves:
         return None
-    figure, all_axes = _axes(1, 1, 7.2, 4.4)
+    figure, all_axes = make_axes(1, 1, 7.2, 4.4)
     axes = all_axes[0, 0]
     for number, curve in enumerate(curves):
         colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
         points = sorted(curve["points"], key=lambda p: p["images"])
         shift = 1.025 ** (number - (len(curves) - 1) / 2)  # so that intervals stand side by side
         x = np.array([p["images"] for p in points]) * shift
-        value, low, high = np.array([_numbers(p) for p in points]).T
+        value, low, high = np.array([numbers(p) for p in points]).T
         axes.vlines(x, low, high, color=colour, alpha=0.45, linewidth=2)
-        axes.plot(x, value, color=colour, marker=marker, markersize=6, label=_name(curve["method"]))
+        axes.plot(
+            x, value, color=colour, marker=marker, markersize=6, label=short_name(curve["method"])
+        )
     images = sorted({p["images"] for c in curves for p in c["points"]})
     axes.set_xscale("log")
     told: list[int] = []
@@ -392,7 +364,7 @@ def _low_data(part: Mapping[str, Any]) -> Figure | None:
     axes.set_xticks([], minor=True)
     axes.set_xlabel("labelled images")
     metric = str(part.get("metric") or "auroc")
-    axes.set_ylabel(f"{'AUROC' if metric == 'auroc' else _name(metric)} on the test split")
+    axes.set_ylabel(f"{'AUROC' if metric == 'auroc' else short_name(metric)} on the test split")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left",
                   ncols=min(len(curves), 5), frameon=False)  # fmt: skip
     return figure

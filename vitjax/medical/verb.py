@@ -113,6 +113,8 @@ def transfer(settings: Config, checkpoint: str, workdir: Path) -> dict[str, Any]
         found = work.run()
         made = report.make(work, found, said)
         outcomes = found[made["chosen"]]
+        if isinstance(work, SlideTransfer):
+            made["froc"] = report.plain(work.froc(outcomes))
         if settings.low_data.labelled and not settings.slides.target:
             made["low_data"] = report.plain(low_data.measure(work))
         if settings.robustness and not settings.slides.target:

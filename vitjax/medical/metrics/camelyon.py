@@ -12,6 +12,7 @@ import numpy as np
 from vitjax.errors import InputError, suggest
 from vitjax.medical.metrics.counts import cohen_kappa
 from vitjax.medical.metrics.inputs import as_numbers, listed, same_shape
+from vitjax.medical.metrics.intervals import Interval, percentile_interval
 from vitjax.medical.metrics.ranking import auroc
 
 FALSE_POSITIVE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # a slide
@@ -115,26 +116,52 @@ def froc(slides: Iterable[SlideDetections]) -> Froc:
     Raises:
       InputError: detections of a slide differ in length, or lie outside its mask.
     """
-    wrong: list[np.ndarray] = []
-    best: list[float] = []  # of each lesion
-    num_slides = 0
-    for slide in slides:
-        num_slides += 1
+    return _curve(_counted(slides))
+
+
+def froc_interval(
+    slides: Iterable[SlideDetections], *, num: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """The FROC score with a percentile interval, slides with and without lesions drawn apart.
+
+    Raises:
+      InputError: as `froc`.
+    """
+    counted = _counted(slides)
+    strata = [
+        [i for i, (_, best) in enumerate(counted) if bool(len(best)) is has_lesion]
+        for has_lesion in (True, False)
+    ]
+    rng = np.random.default_rng(seed)
+    scores = []
+    for _ in range(num):
+        drawn = [rows[i] for rows in strata for i in rng.integers(0, len(rows), len(rows))]
+        scores.append(_curve([counted[i] for i in drawn]).score)
+    return percentile_interval(_curve(counted).score, np.array(scores), level)
+
+
+def _counted(slides: Iterable[SlideDetections]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each slide: the probabilities of its false positives, and the best of each lesion."""
+    counted = []
+    for number, slide in enumerate(slides):
         p, x, y = (as_numbers(getattr(slide, name), name) for name in ("probabilities", "x", "y"))
         same_shape(probabilities=p, x=x, y=y)
         if not np.isfinite(np.stack([p, x, y])).all():
-            raise InputError(f"slide {num_slides - 1}: a detection is not finite")
+            raise InputError(f"slide {number}: a detection is not finite")
         hit, ids = _lesions_hit(slide, x, y)
-        wrong.append(p[hit == 0])
-        for number in sorted(ids - set(slide.itc)):
-            best.append(float(p[hit == number].max(initial=-np.inf)))
-    if not num_slides:
+        best = [p[hit == lesion].max(initial=-np.inf) for lesion in sorted(ids - set(slide.itc))]
+        counted.append((p[hit == 0], np.array(best, float)))
+    if not counted:
         raise InputError("there is no slide to score")
-    false = np.concatenate(wrong)
-    found = np.array(best)
+    return counted
+
+
+def _curve(counted: Sequence[tuple[np.ndarray, np.ndarray]]) -> Froc:
+    false = np.concatenate([wrong for wrong, _ in counted])
+    found = np.concatenate([best for _, best in counted])
     levels = np.unique(np.concatenate([false, found[np.isfinite(found)]]))[::-1]
     thresholds = np.append(np.inf, levels)
-    per_slide = _num_at_least(false, thresholds) / num_slides
+    per_slide = _num_at_least(false, thresholds) / len(counted)
     sensitivity = _num_at_least(found, thresholds) / (len(found) or np.nan)
     at = np.interp(FALSE_POSITIVE_RATES, per_slide, sensitivity)
     return Froc(
@@ -143,7 +170,7 @@ def froc(slides: Iterable[SlideDetections]) -> Froc:
         false_positives=per_slide,
         sensitivity=sensitivity,
         thresholds=thresholds,
-        num_slides=num_slides,
+        num_slides=len(counted),
         num_lesions=len(found),
     )
 

@@ -11,9 +11,12 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from vitjax.errors import InputError
+from vitjax.medical.slides.bags import read_bag
+from vitjax.medical.slides.slide import Slide
 
 COVERED = 0.25  # the part of a cell that tiles must cover for it to have a value
 COLOURS = "turbo"
+PICTURE_SIDE = 1536
 
 
 def heat_map(
@@ -94,3 +97,23 @@ def draw_heat_map(
     beside = path.with_name(f"{path.name}.tmp")
     Image.fromarray(pixels).save(beside, format="PNG")
     os.replace(beside, path)
+
+
+def draw_attention(
+    slide_path: str | Path, bag_path: str | Path, attention: Float[np.ndarray, " N"], out: Path
+) -> None:
+    """Writes the picture of a slide with the attention that its tiles got.
+
+    Raises:
+      InputError: the bag does not state the size of its tiles.
+    """
+    bag = read_bag(bag_path)
+    if "span" not in bag.attributes:
+        raise InputError(f"{bag_path} does not state the pixels of level 0 along a tile (span)")
+    span = float(bag.attributes["span"])
+    with Slide(slide_path) as slide:
+        thumbnail, (width, height) = slide.thumbnail(PICTURE_SIDE), slide.size
+    heat = heat_map(bag.coords, attention, (width, height), span)
+    rows, columns = heat.shape
+    covered = (width / (columns * span), height / (rows * span))
+    draw_heat_map(thumbnail, heat, out, covered=covered)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.special import softmax
 
 from vitjax.errors import InputError
 from vitjax.medical.slides.mil import mil
@@ -20,6 +21,7 @@ from vitjax.parallel import path_name
 
 PyTree = Any
 LEAST_BUCKET = 64
+EACH = 1024  # instances that are classified at once, each alone
 
 
 def bucket(count: int) -> int:
@@ -83,9 +85,18 @@ class TrainedMil:
             raise InputError(f"a bag must be [N, {wanted}] with N > 0, got {features.shape}")
         batch, mask = padded([self.scaled(features)], bucket(len(features)), 1)
         out = jax.device_get(self._run(self.params, batch, mask))
-        raised = np.exp(out["logits"][0].astype(np.float64) - out["logits"][0].max())
-        probabilities = raised / raised.sum()
+        probabilities = softmax(out["logits"][0].astype(np.float64))
         return probabilities, out["attention"][0, : len(features)], out["embedding"][0]
+
+    def of_each(self, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N C"]:
+        """Probabilities of the classes for each instance, as a bag of its own."""
+        found = []
+        for first in range(0, len(features), EACH):
+            part = self.scaled(features[first : first + EACH])
+            bags, mask = padded([row[None] for row in part], 1, EACH)
+            logits = np.asarray(self._run(self.params, bags, mask)["logits"], np.float64)
+            found.append(softmax(logits[: len(part)], axis=1))
+        return np.concatenate(found)
 
     def save(self, path: str | Path) -> None:
         """Writes an npz that `TrainedMil.load` reads."""

@@ -20,9 +20,10 @@ from vitjax.errors import InputError, UnreadableImage, suggest
 from vitjax.inference import VisionModel
 from vitjax.medical import presets, probes
 from vitjax.medical.cohort import Cohort, LabelSet
-from vitjax.medical.slides.bags import Tiling, extract, model_hash
-from vitjax.medical.slides.classify import draw_attention
+from vitjax.medical.slides import detections
+from vitjax.medical.slides.bags import Tiling, extract, model_hash, read_bag
 from vitjax.medical.slides.fit import MilResult, fit
+from vitjax.medical.slides.heat import draw_attention
 from vitjax.medical.slides.table import SlideTable
 from vitjax.medical.transfer import Outcome, Transfer, check_report
 
@@ -173,6 +174,30 @@ class SlideTransfer(Transfer):
             except UnreadableImage as error:
                 log.warning("no picture: %s", error)
         return best.name
+
+    def froc(self, outcomes: list[Outcome]) -> dict[str, Any]:
+        """CAMELYON16's FROC of the best seed on the test slides; {} without annotations.
+
+        Writes `detections/SLIDE.csv` of each test slide that states its resolution.
+        """
+        assert self._paths is not None
+        if "annotation" not in self.table.columns:
+            return {}
+        best = self.best_seed(outcomes)
+        model = self._fitted(best.method, best.seed).model
+        folder = self.workdir / "detections"
+        folder.mkdir(exist_ok=True)
+        found, scales = {}, {}
+        for row in self.rows["test"].tolist():
+            name, bag = self.table.slide_ids[row], read_bag(self._paths[row])
+            scales[name] = detections.microns_per_pixel(bag)
+            if np.isfinite(scales[name]):
+                found[name] = detections.detect(model, bag)
+                detections.write(folder / f"{name}.csv", found[name])
+        report = self.settings.report
+        return detections.score(
+            self.table, found, scales, num_bootstraps=report.num_bootstraps, level=report.level
+        )
 
     def logits(self, outcome: Outcome, split: str) -> np.ndarray:
         if split in ("val", "test"):
