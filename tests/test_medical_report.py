@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from vitjax.medical import report_figures, report_page, report_sections
+from vitjax.medical.cohort import LabelSet
+from vitjax.medical.scoring import Scored, averaged, mean_auroc
 
 HOSTILE = "<script>alert('x')</script> | **b** `c` [d](http://evil.example/) $e$ _f_ \u202egh\n# i"
 FULL = ("methods", "roc", "reliability", "subgroups", "robustness", "low_data")
@@ -23,7 +25,8 @@ def method(name, kind, auroc):
     return {
         "method": name, "kind": kind, "is_from_nothing": False, "seeds": [0, 1, 2],
         "val_auroc": auroc + 0.01, "test_auroc": interval(auroc), "chosen": "penalty 0.1",
-        "test_by_seed": [auroc - 0.01, auroc, auroc + 0.01], "seconds": 90.0,
+        "ensemble_auroc": interval(auroc + 0.005), "seconds": 90.0,
+        "test_by_seed": [auroc - 0.01, auroc, auroc + 0.01],
         "over_seeds": {"mean": auroc, "standard_deviation": 0.01, "n": 3},
         "num_params": 1_287_618, "flops_per_image": 10**8,
     }  # fmt: skip
@@ -104,6 +107,7 @@ def full(questions=("pneumonia",), **changes):
                     method("scratch", "floor", 0.85), method("cnn", "floor", 0.88),
                     method("linear", "preset", 0.87), method("full", "preset", 0.91)],
         "metrics": {"auroc": interval(0.91)}, "official": {"auc": interval(0.91)},
+        "official_ensemble": {"auc": interval(0.93)},
         "thresholds": [{"question": q, "rule": "youden", "threshold": 0.4} | rate
                        for q in questions],
         "differences": [
@@ -368,3 +372,30 @@ def test_write_leaves_whole_files_that_agree(tmp_path):
     assert Tags(page.read_text()).seen.count("img") == len(linked)
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"report.json", "report.md", "report.html", "figures"}
+
+
+def test_goals_are_said_to_be_reached_or_missed_and_by_how_much():
+    goals = [{"metric": "auc", "goal": 0.92, "of": "mean over seeds"} | interval(0.91),
+             {"metric": "auc", "goal": 0.92, "of": "ensemble of seeds"} | interval(0.93)]  # fmt: skip
+    verdict = report_page.markdown(full(goals=goals), []).split("## Verdict")[1].split("## ")[0]
+    missed = r"\*\*Goal auc 0.920, mean over seeds: 0.910 .*, missed by 0.010.\*\*"
+    assert re.search(missed, verdict)
+    assert re.search(r"^Goal auc 0.920, ensemble of seeds: 0.930 .*, reached.$", verdict, re.M)
+    page = report_page.markdown(full(), []).split("## Official metric")[1].split("## ")[0]
+    assert re.search(r"\| auc \| 0.910 \[.*\] \| 0.930 \[", page)
+
+
+def test_an_ensemble_is_of_mean_probabilities():
+    def run(*scores):
+        p = np.array(scores)
+        names = np.array(list("abcd"))
+        labels = {"finding": np.array([0.0, 0, 1, 1])}
+        found = {"finding": np.stack([1 - p, p], 1)}
+        sets = (LabelSet("finding", "single", ("no", "yes")),)
+        return Scored(names, names, labels, found, {}, sets)
+
+    runs = [run(0.1, 0.6, 0.5, 0.9), run(0.5, 0.1, 0.6, 0.4)]
+    assert [mean_auroc(r) for r in runs] == [0.75, 0.75]
+    together = averaged(runs)
+    np.testing.assert_allclose(together.questions()[0].scores, [0.3, 0.35, 0.55, 0.65])
+    assert mean_auroc(together) == 1.0

@@ -80,6 +80,7 @@ def made(place):
     settings.floors = ("majority", "pixels", "scratch", "cnn")
     settings.seeds = (0,)
     settings.low_data.update(labelled=(20.0,), methods=("linear", "scratch"), seeds=(0,))
+    settings.report.goals = {"auc": 1.01}
     with pytest.MonkeyPatch.context() as patch:
         use_one_device(patch)
         found = verb.transfer(settings, str(place / "start"), place / "whole")
@@ -102,6 +103,10 @@ def test_every_preset_and_floor_is_in_the_report(made):
     assert found["official"]["auc"]["value"] == pytest.approx(
         by_name[best]["test_auroc"]["value"], abs=1e-12
     )
+    assert [(g["goal"], g["value"]) for g in found["goals"]] == [
+        (1.01, found["official"]["auc"]["value"])
+    ] * 2  # of one seed, the ensemble is that seed
+    assert ", missed by " in (workdir / "report.md").read_text()
     written = json.loads((workdir / "report.json").read_text())
     assert (
         written["chosen"] == best and written["low_data"]["curves"][0]["points"][0]["images"] == 20
@@ -197,6 +202,7 @@ def test_the_verb_on_a_folder_of_classes(place, tmp_path, monkeypatch, capsys):
         ({"policy": "chest_xrays"}, "did you mean 'chest_xray'"),
         ({"low_data": {"labelled": (9,), "methods": ("scrach",)}}, "low_data.*'scratch'"),
         ({"report": {"level": 95.0}}, "report.level must be between 0 and 1, got 95"),
+        ({"report": {"goals": {"aucc": 0.9}}}, "report.goals: 'aucc' is no metric.*mean 'auc'"),
         ({"image_size": 9}, "not divisible by patch size"),
         ({"inputs": ("age",)}, "has no column 'age' for inputs"),
     ],

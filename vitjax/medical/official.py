@@ -9,7 +9,7 @@ from vitjax.medical.cohort import Cohort
 from vitjax.medical.metrics import camelyon, isic, ranking
 from vitjax.medical.metrics import chexpert as chexpert_metric
 from vitjax.medical.metrics import medmnist as medmnist_metric
-from vitjax.medical.scoring import Scored, hardened
+from vitjax.medical.scoring import Scored, hardened, probabilities, to_units
 
 Official = Callable[[Cohort, Scored], dict[str, float]]
 
@@ -17,6 +17,17 @@ Official = Callable[[Cohort, Scored], dict[str, float]]
 def of(cohort: Cohort) -> Official | None:
     """The cohort's own metric."""
     return resolve(cohort.official) if cohort.official else None
+
+
+def names(cohort: Cohort) -> list[str]:
+    """The names of the numbers that the cohort's own metric gives."""
+    metric = of(cohort)
+    if metric is None:
+        return []
+    rows = cohort.rows("test")
+    chance = np.zeros((len(rows), sum(s.num_logits for s in cohort.label_sets)))
+    scored = to_units(cohort, rows, probabilities(cohort.label_sets, chance))
+    return list(metric(cohort, scored))
 
 
 def medmnist(cohort: Cohort, scored: Scored) -> dict[str, float]:

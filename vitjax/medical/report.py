@@ -14,12 +14,14 @@ import numpy as np
 
 import vitjax
 from vitjax import config as config_lib
+from vitjax.config import Config
 from vitjax.medical import features, official, presets
 from vitjax.medical.metrics import audit as audit_lib
 from vitjax.medical.metrics import calibration, counts, intervals, ranking
 from vitjax.medical.scoring import (
     Scored,
     auroc_over_seeds,
+    averaged,
     hardened,
     mean_auroc,
     metric_intervals,
@@ -71,12 +73,14 @@ def make(transfer: Transfer, found: Mapping[str, list[Outcome]], guards: dict[st
             for name, value in metric_intervals(test[chosen], **options).items()
         },
         "official": _official(transfer, test[chosen], settings),
+        "official_ensemble": _official(transfer, [averaged(test[chosen])], settings),
         "thresholds": _thresholds(val[chosen], test[chosen], settings),
         "differences": _differences(chosen, test, options),
         "calibration": _calibration(transfer, found[chosen]),
         "curves": _curves(test[chosen]),
         "audit": _audit(val[chosen], test[chosen], settings),
     }
+    report["goals"] = _goals(report, settings.goals)
     return plain(report)
 
 
@@ -162,6 +166,7 @@ def _method(
         "seeds": [o.seed for o in outcomes],
         "val_auroc": on_val,
         "test_auroc": _interval(auroc_over_seeds(test, **options)),
+        "ensemble_auroc": _interval(auroc_over_seeds([averaged(test)], **options)),
         "test_by_seed": values,
         "over_seeds": intervals.over_seeds(values),
         "chosen": facts[0].get("chosen", ""),
@@ -188,6 +193,16 @@ def _official(transfer: Transfer, test: Sequence[Scored], settings: Any) -> dict
         name: {"value": found.value[i], "low": found.low[i], "high": found.high[i]}
         for i, name in enumerate(names)
     }
+
+
+def _goals(report: Mapping[str, Any], goals: Config) -> list[dict[str, Any]]:
+    """What was to be reached, and what was: of the seeds' mean, and of their ensemble."""
+    ways = (("mean over seeds", "official"), ("ensemble of seeds", "official_ensemble"))
+    return [
+        {"metric": name, "goal": goal, "of": way} | report[part][name]
+        for name, goal in goals.items()
+        for way, part in ways
+    ]
 
 
 def taken(scored: Scored, rows: np.ndarray) -> Scored:

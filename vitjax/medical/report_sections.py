@@ -102,6 +102,11 @@ def _verdict(report: Report) -> list[Block]:
     if report.get("official"):
         said = ", ".join(f"{k} {_interval(v)}" for k, v in report["official"].items())
         blocks.append(_say(f"The data set's own metric: {said}."))
+    for g in report.get("goals") or []:
+        short = g["goal"] - (g["value"] or 0.0)
+        word = "reached" if short <= 0 else f"missed by {_number(short)}"
+        text = f"Goal {g['metric']} {_number(g['goal'])}, {g['of']}: {_interval(g)}, {word}."
+        blocks.append(_say(text, "strong" if short > 0 else "text"))
     words = {1: "it beats {} by", -1: "it loses to {}:", 0: "no difference from {} is shown:"}
     parts = [f"{words[_sign(d)].format(name)} {_interval(d, '+')}"
              for name, d in differences.items() if name in COMPARED]  # fmt: skip
@@ -117,20 +122,25 @@ def _methods(report: Report) -> list[Block]:
         rows.append([
             m["method"] + " (chosen)" * (m["method"] == report.get("chosen")), m["kind"],
             str(len(m.get("seeds") or [])), _number(m["val_auroc"]), _interval(m["test_auroc"]),
-            _number(spread), f"{(m.get('seconds') or 0) / 60:.1f}",
-            "n/a" if size is None else f"{size:,}", m.get("chosen") or "",
+            _number(spread), _interval(m.get("ensemble_auroc")),
+            f"{(m.get('seconds') or 0) / 60:.1f}", "n/a" if size is None else f"{size:,}",
+            m.get("chosen") or "",
         ])  # fmt: skip
-    head = "method|kind|seeds|validation AUROC|test AUROC|sd over seeds|minutes|parameters|setting"
+    head = "method|kind|seeds|validation AUROC|test AUROC|sd over seeds|ensemble of seeds|minutes"
     others = [[k, _interval(v)] for k, v in (report.get("metrics") or {}).items()]
     text = "Of the chosen preset on the test split, means over seeds, questions and sets:"
-    return [_table(head, rows), Block("figure", "methods.png"), *[_say(text)] * bool(others),
-            _table("metric|value", others), Block("figure", "roc.png")]  # fmt: skip
+    return [_table(head, rows, "parameters", "setting"), Block("figure", "methods.png"),
+            *[_say(text)] * bool(others), _table("metric|value", others),
+            Block("figure", "roc.png")]  # fmt: skip
 
 
 def _official(report: Report) -> list[Block]:
-    rows = [[k, _interval(v)] for k, v in (report.get("official") or {}).items()]
+    together = report.get("official_ensemble") or {}
+    rows = [[k, _interval(v), _interval(together.get(k))]
+            for k, v in (report.get("official") or {}).items()]  # fmt: skip
     none = _say("The data set has no metric of its own that is known here.")
-    return [_table("metric|value", rows) if rows else none, *_froc(report.get("froc") or {})]
+    table = _table("metric|mean over seeds|ensemble of seeds", rows) if rows else none
+    return [table, *_froc(report.get("froc") or {})]
 
 
 def _froc(part: Mapping[str, Any]) -> list[Block]:

@@ -148,6 +148,15 @@ def to_units(cohort: Cohort, rows: np.ndarray, predicted: Mapping[str, np.ndarra
     )
 
 
+def averaged(runs: Sequence[Scored]) -> Scored:
+    """The runs as one, an ensemble: the mean of their probabilities, as in predictions.csv."""
+    means = {
+        name: np.mean([run.probabilities[name] for run in runs], 0)
+        for name in runs[0].probabilities
+    }
+    return dataclasses.replace(runs[0], probabilities=means)
+
+
 def mean_auroc(scored: Scored) -> float:
     """The mean AUROC of the questions that have both answers."""
     return ranking.mean_of_defined([ranking.auroc(q.labels, q.scores) for q in scored.questions()])

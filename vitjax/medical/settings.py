@@ -86,6 +86,7 @@ def transfer_config() -> Config:
                 "level": 0.95,
                 "min_cases": 50,  # of a subgroup
                 "min_positives": 10,
+                "goals": {},  # of the official metric, such as {"auc": 0.95}: reached or missed
                 "sensitivity_at": 0.9,  # specificity, with thresholds from the validation split
                 "duplicates": True,  # search for them; within and across splits
                 "predict_train": False,  # put the training images into predictions.csv too

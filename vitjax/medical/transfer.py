@@ -25,7 +25,7 @@ from vitjax.data.images import decode
 from vitjax.errors import InputError, UnreadableImage, suggest
 from vitjax.experiment import make_model
 from vitjax.inference import VisionModel
-from vitjax.medical import features, presets, probes
+from vitjax.medical import features, official, presets, probes
 from vitjax.medical.cohort import Cohort, CohortSource
 from vitjax.medical.scoring import Scored, mean_auroc, probabilities, to_units
 from vitjax.medical.sources import encode_inputs, open_cohort, part_of
@@ -88,10 +88,10 @@ class Transfer:
                     raise InputError(f"{name}: {suggest(method, METHODS)}")
         if not settings.seeds or not settings.presets:
             raise InputError("a transfer needs at least one of seeds and of presets")
-        check_report(settings)
         self.cohort: Cohort = open_cohort(
             settings.cohort, settings.val_fraction, settings.test_fraction
         )
+        check_report(settings, self.cohort)
         self.model = inference.load(checkpoint, image_size=settings.image_size)
         is_grey = self.cohort.channels == 3 and self.model.preprocess.channels == 1
         if is_grey and not settings.drop_colour:
@@ -336,7 +336,7 @@ def best_step(run: Path) -> int:
     return max(scores, key=lambda step: (scores[step], -step))
 
 
-def check_report(settings: Config) -> None:
+def check_report(settings: Config, cohort: Cohort) -> None:
     """Raises InputError for numbers that the report could not use, before any work."""
     report = settings.report
     if report.num_bootstraps < 1:
@@ -344,6 +344,11 @@ def check_report(settings: Config) -> None:
     for name in ("level", "sensitivity_at"):
         if not 0 < report[name] < 1:
             raise InputError(f"report.{name} must be between 0 and 1, got {report[name]}")
+    allowed = official.names(cohort) if report.goals else []
+    for name in report.goals:
+        if name not in allowed:
+            known = f"; {suggest(name, allowed)}" if allowed else ", which has no metric known here"
+            raise InputError(f"report.goals: {name!r} is no metric of {cohort.name}{known}")
 
 
 def loss_type(cohort: Cohort) -> str:

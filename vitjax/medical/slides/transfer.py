@@ -91,11 +91,11 @@ class SlideTransfer(Transfer):
                     raise InputError(f"{name} of slides: {suggest(method, allowed)}")
         if not settings.seeds or not settings.presets:
             raise InputError("a transfer needs at least one of seeds and of presets")
-        check_report(settings)
         table = config_lib.build(settings.slides)
         if not isinstance(table, SlideTable):
             raise InputError(f"slides.target gives {type(table).__name__}, not a SlideTable")
         table.check_groups()
+        check_report(settings, cohort_of(table))
         self._tiling = Tiling(**settings.tiling)
         self.model: VisionModel = inference.load(checkpoint, image_size=settings.image_size)
         if self.model.preprocess.channels == 1 and not settings.drop_colour:
