@@ -1,0 +1,25 @@
+"""BCCD: which of three kinds of cells are in a field of blood (several labels an image).
+
+    vitjax transfer --config=transfer/bccd --config.root=DATA \\
+        --checkpoint=CHECKPOINT --workdir=runs/bccd
+
+The data: BCCD's folder or a zip archive of it (MIT). Nearly every field has red and white cells.
+Runs on: two CPU cores with a small checkpoint.
+"""
+
+from vitjax.medical.settings import transfer_config
+
+
+def get_config():
+    config = transfer_config()
+    config.cohort = {
+        "target": "vitjax.medical.readers.bccd:bccd",
+        "path": config.get_ref("root"),
+    }
+    config.drop_colour = True  # of a checkpoint of grey images
+    config.image_size = 56
+    config.presets = ("knn", "linear", "lp_ft", "full")
+    config.floors = ("majority", "pixels", "scratch")
+    config.imbalance = "class_weights"
+    config.train.update(epochs=20.0, batch_size=32, evaluations=10, patience=4, min_steps=60)
+    return config
