@@ -18,6 +18,7 @@ def get_config():
     }
     config.drop_colour = True  # of a checkpoint of grey images
     config.image_size = 56
+    config.seeds = (0, 1)
     config.presets = ("knn", "linear", "lp_ft", "full")
     config.floors = ("majority", "pixels", "scratch")
     config.imbalance = "class_weights"

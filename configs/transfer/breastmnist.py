@@ -19,7 +19,7 @@ def get_config():
     }
     config.seeds = (0, 1, 2, 3, 4)
     config.policy = "ultrasound"
-    config.train.update(epochs=20.0, batch_size=32, evaluations=16, patience=5, min_steps=100)
-    config.low_data.labelled = (50.0, 100.0, 200.0)
+    config.train.update(epochs=12.0, batch_size=32, evaluations=12, patience=5, min_steps=100)
+    config.low_data.labelled = (50.0, 200.0)
     config.report.goals = {"auc": 0.901}
     return config

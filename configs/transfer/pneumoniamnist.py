@@ -17,7 +17,7 @@ def get_config():
         "path": config.get_ref("root"),
     }
     config.seeds = (0, 1, 2, 3, 4)
-    config.train.update(epochs=3.0, evaluations=8, patience=3)
-    config.low_data.labelled = (50.0, 100.0, 200.0, 500.0)
+    config.train.update(epochs=3.0, evaluations=8, patience=3, min_steps=60)
+    config.low_data.update(labelled=(50.0, 200.0, 500.0), methods=("linear", "full", "scratch"))
     config.report.goals = {"auc": 0.970}
     return config
