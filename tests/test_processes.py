@@ -50,6 +50,18 @@ def start(count, workdir, *words):
     return running
 
 
+def launch(count, workdir):
+    """Trains it to the end in some processes that `vitjax launch local` starts."""
+    command = [sys.executable, "-m", "vitjax", "launch", "local", "-n", str(count), "--no-check",
+               "--", "train", "--config=quickstart", f"--workdir={workdir}", *SHORT]  # fmt: skip
+    environment_ = environment.of_a_process()
+    done = subprocess.run(command, env=environment_, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    logs = sorted(path.name for path in (workdir / "logs").iterdir())
+    assert logs == [f"rank-{rank}.log" for rank in range(count)]
+    assert (workdir / "logs" / "rank-0.log").read_text() == done.stdout
+
+
 def finish(running, expected=0):
     for process in running:
         output, _ = process.communicate(timeout=300)
@@ -65,14 +77,14 @@ def losses(workdir):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone")
-    finish(start(1, workdir))
+    launch(1, workdir)
     return workdir
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_train_with_the_losses_of_one_and_resume_each_other(count, alone, tmp_path):
     many = tmp_path / "many"
-    finish(start(count, many))
+    launch(count, many)
     np.testing.assert_allclose(losses(many), losses(alone), rtol=1e-5)
     recorded = json.loads((many / "config.json").read_text())["environment"]
     assert recorded["process_count"] == count
@@ -87,7 +99,8 @@ def test_processes_train_with_the_losses_of_one_and_resume_each_other(count, alo
             subprocess.run(["rm", "-r", copy / "checkpoints" / str(step)], check=True)
         rows = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
         (copy / "metrics.jsonl").write_text("".join(rows[:4]))
-        finish(start(processes_then, copy))
+        subprocess.run(["rm", "-r", copy / "logs"], check=True)
+        launch(processes_then, copy)
         np.testing.assert_allclose(losses(copy), losses(alone), rtol=1e-5)
 
 

@@ -48,32 +48,3 @@ def test_tensorflow_is_never_imported(root):
     for path in tracked(root):
         if path.suffix == ".py":
             assert not re.search(r"^\s*(import|from) tensorflow\b", path.read_text(), re.M), path
-
-
-def test_the_slurm_template_requeues_only_what_can_go_on(root, tmp_path):
-    """Runs the template under stand-ins for srun and scontrol that record their calls."""
-    venv = tmp_path / "venv" / "bin"
-    venv.mkdir(parents=True)
-    (venv / "activate").write_text("")
-    record = tmp_path / "calls"
-    for name, body in (("srun", 'exit "$STATUS"'), ("scontrol", "")):
-        script = tmp_path / name
-        script.write_text(f'#!/bin/bash\necho "{name} $*" >> {record}\n{body}\n')
-        script.chmod(0o755)
-    for status, requeues in (
-        (0, False),
-        (75, True),
-        (134, True),
-        (143, True),
-        (1, False),
-        (2, False),
-    ):
-        record.write_text("")
-        done = subprocess.run(
-            ["bash", str(root / "launch" / "slurm_one_node.sbatch"), "--config=quickstart"],
-            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "STATUS": str(status), "SLURM_JOB_ID": "7",
-                 "VITJAX_VENV": str(venv.parent)},
-        )  # fmt: skip
-        assert done.returncode == status
-        assert record.read_text().startswith("srun vitjax train --config=quickstart")
-        assert ("scontrol requeue 7" in record.read_text()) == requeues

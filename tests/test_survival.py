@@ -19,6 +19,7 @@ from vitjax import lock
 from vitjax.checkpoints import steps
 from vitjax.goodput import read_events
 from vitjax.telemetry import read_metrics
+from vitjax.watchdog import HUNG
 
 KILLS = int(os.environ.get("VITJAX_KILLS", 3))
 SEED = int(os.environ.get("VITJAX_TEST_SEED", time.time()))
@@ -105,7 +106,7 @@ def test_the_death_of_the_first_process_ends_the_others_within_the_heartbeat(tmp
         launch.wait_for_step(8)
         start = time.monotonic()
         launch.processes[0].kill()
-        assert launch.processes[1].wait(100) != 0
+        assert launch.processes[1].wait(100) in (HUNG, -signal.SIGABRT)  # not a failure of its own
         assert time.monotonic() - start < 60
     assert steps.whole_steps(tmp_path / "run" / "checkpoints")
 

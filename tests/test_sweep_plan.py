@@ -3,7 +3,6 @@
 import csv
 import gzip
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from vitjax.data.sources.noise import NoisyLabels, noise_floor
 from vitjax.data.sources.subset import Subset
 from vitjax.errors import InputError
 from vitjax.models.shapes import Geometry, Shape, count_flops, count_params
-from vitjax.sweep import arrays
 from vitjax.sweep.cells import branch_steps, training_config
 from vitjax.sweep.config import arm, load_sweep
 from vitjax.sweep.plan import make_plan
@@ -312,72 +310,6 @@ def test_every_action_shows_an_example(action, capsys):
         status = stopped.code
     assert status == 0
     assert f"example: vitjax sweep {action or 'plan'}" in capsys.readouterr().out
-
-
-HOSTILE = "/data/a b$(touch /tmp/x)\"'`id`;\\ é\n--x"
-
-
-def test_job_arrays_have_a_task_for_each_trunk_and_quote_everything(plan, tmp_path):
-    held = {c.group for c in plan.cells if c.stage == "holdout"}
-    text = arrays.render(plan, "slurm", [f"--workdir={HOSTILE}"], "holdout")
-    assert f"#SBATCH --array={min(held)}" in text
-    # The command as bash reads it: every argument whole, nothing run.
-    stand_in = tmp_path / "srun"
-    stand_in.write_text('#!/bin/bash\nprintf "%s\\0" "$@"\n')
-    stand_in.chmod(0o755)
-    (tmp_path / "venv" / "bin").mkdir(parents=True)
-    (tmp_path / "venv" / "bin" / "activate").write_text("")
-    (tmp_path / "array.sbatch").write_text(text)
-    done = subprocess.run(
-        ["bash", str(tmp_path / "array.sbatch")],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "7",
-             "VITJAX_VENV": str(tmp_path / "venv")},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    words = done.stdout.split("\0")[:-1]
-    assert words == ["vitjax", "sweep", "run", f"--workdir={HOSTILE}", "--group=7"]
-
-    text = arrays.render(plan, "k8s", [f"--workdir={HOSTILE}"], "holdout")
-    assert f"completions: {len(held)}\n" in text and "@ARGS@" not in text
-    found = {}
-    for key in ("command", "args"):
-        line = next(x for x in text.splitlines() if x.strip().startswith(f"{key}:"))
-        found[key] = json.loads(line.partition(": ")[2].replace("$$", "$"))
-    words = subprocess.run(
-        [*found["command"], *found["args"]],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": "0"},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert words.returncode == 127  # there is no vitjax on this path
-    stand_in.rename(tmp_path / "vitjax")
-    words = subprocess.run(
-        [*found["command"], *found["args"]],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": "0"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert words.stdout.split("\0")[:-1] == [
-        "sweep", "run", f"--workdir={HOSTILE}", f"--group={min(held)}"
-    ]  # fmt: skip
-    assert "$(touch" not in text.replace("$$(touch", "")  # nothing that Kubernetes expands
-
-
-@pytest.mark.parametrize(
-    ("status", "requeues"), [(0, False), (75, True), (143, True), (1, False), (2, False)]
-)
-def test_the_array_template_requeues_only_what_can_go_on(status, requeues, root, tmp_path):
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "activate").write_text("")
-    for name, body in (("srun", f"exit {status}"), ("scontrol", f'echo "$*" > {tmp_path}/said')):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(root / "launch" / "sweep_array.sbatch"), "--workdir=x"],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "7",
-             "SLURM_ARRAY_JOB_ID": "3", "VITJAX_VENV": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == status
-    said = (tmp_path / "said").read_text() if (tmp_path / "said").exists() else ""
-    assert said == ("requeue 3_7\n" if requeues else "")
 
 
 def test_subsets_are_fixed_nested_and_checked():

@@ -21,6 +21,7 @@ VERBS = {
     "eval": ("vitjax.evaluate", "score a run's checkpoint on the sets of its config"),
     "plan": ("vitjax.planning.plan", "prove a run for a pod, with no accelerator attached"),
     "sweep": ("vitjax.sweep.verb", "plan, run and collect many runs for a scaling law"),
+    "launch": ("vitjax.launcher.verb", "start it here in processes, on SLURM, Kubernetes, TPUs"),
     "scaling": ("vitjax.scaling.verb", "fit laws, test them, and say what to train next"),
     "import": ("vitjax.interop.import_verb", "read weights of another library"),
     "export": ("vitjax.interop.export_verb", "write weights for another library or a runtime"),

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -23,9 +24,14 @@ from vitjax.errors import (
     Preempted,
     SaveError,
 )
+from vitjax.watchdog import HUNG
 
 GIVEN = ("VITJAX_COORDINATOR", "VITJAX_NUM_PROCESSES", "VITJAX_PROCESS_ID")
 EXPECTED = (InputError, NonFiniteError, DamagedCheckpointError, SaveError)
+LOST_PEER = re.compile(
+    r"gloo|nccl|connection (reset|closed|refused)|remote process|heartbeat|coordination service",
+    re.IGNORECASE,
+)
 KEPT_MESSAGES = 64  # of one kind; older ones are deleted, every process has read them
 
 
@@ -90,7 +96,8 @@ def start(heartbeat_seconds: int = 100) -> None:
 def joined(heartbeat_seconds: int = 100) -> Iterator[None]:
     """As `start`; and a process that fails while inside leaves at once with its exit status.
 
-    Otherwise it would wait at its end for the others, who wait for it in a computation.
+    Otherwise it would wait at its end for the others, who wait for it in a computation. Where it
+    fails because another has gone, the status is that of a lost peer: the run can go on.
     """
     start(heartbeat_seconds)
     try:
@@ -102,8 +109,16 @@ def joined(heartbeat_seconds: int = 100) -> Iterator[None]:
             if not isinstance(error, EXPECTED):
                 traceback.print_exc()
             print(f"vitjax: {error}", file=sys.stderr, flush=True)
-            os._exit(2 if isinstance(error, InputError) else 1)
+            os._exit(_status(error))
         raise
+
+
+def _status(error: Exception) -> int:
+    """The exit status of a process of several that this error ends."""
+    if isinstance(error, InputError):
+        return 2
+    is_lost = isinstance(error, jax.errors.JaxRuntimeError) and LOST_PEER.search(str(error))
+    return HUNG if is_lost else 1
 
 
 class Messages:

@@ -67,10 +67,13 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
-        """Rebuilds the contract from JSON."""
+        """Rebuilds the contract from JSON, or from options where one number serves all channels."""
         read: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
+        for name in ("mean", "std"):
+            if isinstance(read.get(name), int | float):
+                read[name] = (float(read[name]),)
         return cls(**read)
 
     def fit(self, image: UInt8[np.ndarray, "Y X C"]) -> UInt8[np.ndarray, "S S C"]:

@@ -126,9 +126,9 @@ def _run(argv: list[str]) -> int:
         raise InputError("give --cells or --group, not both")
     plan, workdir = _workdir_plan(arguments, assignments), Path(arguments.workdir)
     if arguments.array:
-        from vitjax.sweep import arrays
+        from vitjax.launcher import sweeps
 
-        print(arrays.write(workdir, plan, arguments.array, arguments.stage, arguments.workers))
+        print(sweeps.write(workdir, arguments.array, arguments.stage, arguments.workers))
         return cli.DONE
     cells = run.select(
         workdir, plan, stage=arguments.stage, cells=arguments.cells, group=arguments.group
