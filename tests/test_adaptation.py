@@ -221,6 +221,24 @@ def test_weights_focus_and_adjustment_do_what_they_say():
     assert float(loss) == pytest.approx(-np.mean(np.log([0.1, 0.9])), rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_a_model_that_is_sure_has_a_finite_gradient(gamma):
+    """A probability of exactly 0 or 1, right and wrong, in every kind of set; and the formula."""
+    made = objective(focal_gamma=gamma)
+    targets, known = made.targets(jnp.asarray(LABELS))
+
+    def loss(z):
+        return sum(made.losses(z, targets, known))
+
+    z = np.random.default_rng(2).normal(size=(3, 6))
+    for scale in (1.0, 1e2, 1e4):
+        assert np.isfinite(jax.grad(loss)(jnp.asarray(scale * z, jnp.float32))).all()
+    p = special.softmax(z[:, 4:], 1)
+    view = [-((1 - p[row, c]) ** gamma) * np.log(p[row, c]) for row, c in ((0, 1), (1, 0))]
+    found = made.losses(jnp.asarray(z, jnp.float32), targets, known)[2]
+    assert float(found) == pytest.approx(np.mean(view), rel=1e-5)
+
+
 def test_mixed_examples_and_the_head_s_bias():
     made = objective(head_bias=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
     batch = {"images": IMAGES[:3], "labels": jnp.asarray(LABELS)}

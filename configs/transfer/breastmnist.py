@@ -20,6 +20,7 @@ def get_config():
     config.seeds = (0, 1, 2, 3, 4)
     config.policy = "ultrasound"
     config.train.update(epochs=12.0, batch_size=32, evaluations=12, patience=5, min_steps=100)
+    config.train.peak_lr.update(lp_ft=5e-4, freeze=1e-3, full=2e-3)  # of a small model
     config.low_data.labelled = (50.0, 200.0)
     config.report.goals = {"auc": 0.901}
     return config

@@ -16,6 +16,7 @@ from vitjax.errors import InputError, suggest
 from vitjax.models.functional import Model
 
 KINDS = ("single", "ordinal", "multi")
+FAR = -1e30  # a logit without weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,18 @@ def _lay_out(sets: Sequence[Mapping[str, Any]]) -> list[_Set]:
         column, logit = column + new.num_columns, logit + new.num_logits
         found.append(new)
     return found
+
+
+def _power(log_p: Float[Array, "B C"], gamma: float) -> Float[Array, "B C"]:
+    """p to the power of gamma. A p of zero has a gradient so, also where gamma is zero."""
+    return jnp.exp(gamma * log_p) if gamma else jnp.ones_like(log_p)
+
+
+def _log_of_others(logits: Float[Array, "B C"]) -> Float[Array, "B C"]:
+    """The log of one minus each class's probability, exact where that is nearly one."""
+    is_same = jnp.eye(logits.shape[1], dtype=bool)[None]
+    others = jax.nn.logsumexp(jnp.where(is_same, FAR, logits[:, None, :]), axis=2)
+    return others - jax.nn.logsumexp(logits, axis=1, keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +172,13 @@ class LabelSets:
             if s.kind == "single":
                 t = t * (1 - smooth) + smooth / s.num_classes
                 log_p = jax.nn.log_softmax(z)
-                each = -(w * t * (1 - jnp.exp(log_p)) ** gamma * log_p).sum(1, keepdims=True)
+                focus = _power(_log_of_others(z), gamma)
+                each = -(w * t * focus * log_p).sum(1, keepdims=True)
                 k = k[:, :1]
             else:
                 t = t * (1 - smooth) + smooth / 2
                 yes, no = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
-                each = -(w * t * jnp.exp(no) ** gamma * yes + (1 - t) * jnp.exp(yes) ** gamma * no)
+                each = -(w * t * _power(no, gamma) * yes + (1 - t) * _power(yes, gamma) * no)
             counts = k.sum(0)
             means = jnp.where(k, each, 0.0).sum(0) / jnp.maximum(counts, 1)
             found.append(means.sum() / jnp.maximum((counts > 0).sum(), 1))
