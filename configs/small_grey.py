@@ -4,8 +4,8 @@
 
 The data: CIFAR-10 as `train/<class>/*.png` and `test/<class>/*.png` (or .jpg), read in grey. Any
 folder of classes does.
-Runs on: two CPU cores, in about an hour and a half, under 2 GiB.
-Expected: about 70% on CIFAR-10's test set in grey. Run by us: a third of it so far.
+Runs on: two CPU cores, in about an hour, under 2.5 GiB.
+Measured: 58% on CIFAR-10's test set (JPEG files) in grey, one seed.
 """
 
 from vitjax.config import base_config
