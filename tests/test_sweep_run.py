@@ -428,8 +428,8 @@ def test_a_finished_sweep_has_nothing_to_do(whole, capsys):
     assert cli.main(["sweep", "collect", f"--workdir={whole}"]) == 0
     assert "0 rows added" in capsys.readouterr().out
     assert cli.main(["sweep", "run", f"--workdir={whole}", "--array=slurm"]) == 0
-    assert f"sbatch {whole}/array.sbatch" in capsys.readouterr().out
-    assert "--array=0-1\n" in (whole / "array.sbatch").read_text()
+    assert "nothing is left to be done" in capsys.readouterr().out
+    assert not (whole / "array.sbatch").exists()
     assert (whole / "runs.csv").read_bytes() == before
 
 

@@ -98,6 +98,8 @@ def write(workdir: Path, kind: str, stage: str, workers: int) -> str:
     words = [f"--workdir={workdir}", f"--stage={stage}", f"--workers={workers}"]
     command = commands.parse(["sweep", "run", *words])
     tasks, folder = find(command, None), Path(command.workdir)
+    if not tasks.groups:
+        return f"{tasks.report(retry=False)}\nnothing is left to be done"
     if kind == "slurm":
         path = folder / "array.sbatch"
         text = slurm.render(slurm.parser().read(["--gpus-per-node=8"]), {}, command, tasks)
