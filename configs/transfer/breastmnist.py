@@ -5,7 +5,7 @@
 
 The data: breastmnist.npz, or breastmnist_224.npz, of MedMNIST (CC BY 4.0).
 Class 1 is the healthy one.
-Runs on: one CPU core with a small checkpoint, in about an hour. Measured: see docs/medical.md.
+Runs on: one CPU core with a small checkpoint, in about an hour. Run by us: see docs/medical.md.
 """
 
 from vitjax.medical.settings import transfer_config
