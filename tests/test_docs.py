@@ -186,6 +186,9 @@ def test_the_readme_s_commands_are_those_of_ci(root):
         "docs/launch.md",
         "docs/medical.md",
         "docs/explain.md",
+        "docs/objectives.md",
+        "docs/evaluation.md",
+        "docs/image_text.md",
     ],
 )
 def test_links_lead_somewhere(root, name):

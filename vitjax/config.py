@@ -106,6 +106,7 @@ def base_config() -> Config:
                 "max_labels": None,  # of an example, for multi-label data
                 "num_targets": None,  # instead: labels are so many numbers, NaN where unknown
                 "num_inputs": 0,  # numbers beside the image, NaN where unknown
+                "tokenizer": None,  # {target, length, ...} for data with captions
                 "max_unreadable_fraction": 0.01,
             },
             "augment": (),  # on the device, in order

@@ -12,6 +12,7 @@ from vitjax import config as config_lib
 from vitjax.checkpoints.steps import find_step, weights
 from vitjax.checkpoints.store import read_contract, read_verified
 from vitjax.errors import InputError
+from vitjax.evals import evaluation
 from vitjax.progress import logging_to
 from vitjax.telemetry import read_config
 
@@ -19,7 +20,8 @@ from vitjax.telemetry import read_config
 def evaluate(
     workdir: str | Path, *, step: int | None = None, assignments: list[str] | None = None
 ) -> dict[str, float]:
-    """Runs every evaluator of a run's config on one of its checkpoints.
+    """Runs every evaluator of a run's config on one of its checkpoints; pictures of theirs go into
+    the workdir, as in training.
 
     Args:
       workdir: the run directory.
@@ -50,10 +52,11 @@ def evaluate(
         ema=None,
         extra=read_verified(folder, "extra", target.extra, contract) if has_extra else target.extra,
     )
-    results: dict[str, float] = {}
-    for name, evaluator in evaluators.items():
-        results |= {f"eval/{name}/{k}": v for k, v in evaluator(train_state).items()}
-    return results | {"step": int(folder.name)}
+    found = int(folder.name)
+    results, pictures = evaluation.run(evaluators, train_state)
+    if jax.process_index() == 0:
+        evaluation.write_pictures(workdir, pictures, found)
+    return results | {"step": found}
 
 
 def main(argv: list[str]) -> int:

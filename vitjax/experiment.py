@@ -16,6 +16,7 @@ from vitjax.data.check import check_source
 from vitjax.data.loader import Loader
 from vitjax.data.preprocess import Preprocess
 from vitjax.errors import InputError
+from vitjax.evals import evaluation
 from vitjax.guard import Guard
 from vitjax.models.functional import Model
 from vitjax.optim import make_optimizer, store_in_bfloat16
@@ -115,9 +116,10 @@ class Experiment:
             "model": config_lib.plain(self.config.model),
             "description": dict(self.model.description),
             "preprocess": dataclasses.asdict(self.preprocess),
-            "class_names": class_names,
+            "class_names": class_names if self.config.model.get("num_classes", 1) else None,
             "loss_type": getattr(self.objective, "loss_type", None),
             "precision": config_lib.plain(self.config.precision),
+            "weights": list(self.objective.PLACES[0]),
         }
 
 
@@ -134,6 +136,10 @@ def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
     }
     if data.num_inputs:
         shapes["inputs"] = (rows, data.num_inputs), np.float32
+    if data.get("tokenizer"):
+        if not isinstance(length := data.tokenizer.get("length"), int):
+            raise InputError(f"data.tokenizer.length must be a number of tokens, got {length!r}")
+        shapes["texts"] = (rows, length), np.int32
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
@@ -192,7 +198,13 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
     precision = parallel.make_precision(**config.precision)
     preprocess = make_preprocess(config)
     model = make_model(config.model, preprocess, precision)
-    objective = config_lib.build(config.objective, model=model)
+    objective = config_lib.build(
+        config.objective,
+        model=model,
+        preprocess=preprocess,
+        total_steps=config.total_steps,
+        mesh=mesh,
+    )
     batch = abstract_batch(config, mesh)
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0), batch)[0])
 
@@ -257,6 +269,25 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
     )
 
 
+def make_tokenizer(config: Config) -> Any:
+    """The tokenizer of the data's captions, or None.
+
+    Raises:
+      InputError: the text tower has another vocabulary.
+    """
+    if not config.data.get("tokenizer"):
+        return None
+    tokenizer = config_lib.build(config.data.tokenizer)
+    tower = config.objective.get("text") or {}
+    vocab_size = tower.get("vocab_size", tokenizer.vocab_size)
+    if vocab_size != tokenizer.vocab_size:
+        raise InputError(
+            f"data.tokenizer has {tokenizer.vocab_size} tokens, but objective.text.vocab_size is "
+            f"{vocab_size}"
+        )
+    return tokenizer
+
+
 def make_guard(config: Config) -> Guard:
     """What judges the steps of a run."""
     return Guard(**{k: config.faults[k] for k in GUARD_KEYS})
@@ -287,7 +318,15 @@ def make_loader(
     for key, width in widths.items():
         if width != config.data[key]:
             raise InputError(f"{name} gives {width} for data.{key}, which is {config.data[key]}")
-    if loaded.num_classes > config.model.get("num_classes", loaded.num_classes):
+    tokenizer = make_tokenizer(config)
+    if training and getattr(loaded, "has_captions", False) != (tokenizer is not None):
+        raise InputError(
+            f"{name} gives captions, but data.tokenizer is not set"
+            if tokenizer is None
+            else f"data.tokenizer is set, but {name} gives no captions"
+        )
+    head = config.model.get("num_classes", loaded.num_classes)
+    if head and loaded.num_classes > head:
         raise InputError(
             f"the data has {loaded.num_classes} classes, more than the head's "
             f"model.num_classes={config.model.num_classes}"
@@ -298,6 +337,7 @@ def make_loader(
         loaded,
         preprocess,
         transforms=config_lib.build_all(transforms, image_size=preprocess.image_size),
+        tokenizer=tokenizer,
         between=between,
         **{k: config.data[k] for k in LOADER_KEYS},
     )
@@ -311,23 +351,26 @@ def make_evaluators(
 ) -> dict[str, Callable[[TrainState], dict[str, float]]]:
     """The evaluators that the config names, with their data opened.
 
-    `between` is called before each of their batches; it leaves the evaluation by raising.
+    What a block names `source`, `train_source` and the like is handed over as `loader`,
+    `train_loader`; equal ones are opened once. `between` is called before each of their batches; it
+    leaves the evaluation by raising.
     """
-    config, evaluators = experiment.config, {}
+    config, evaluators, opened = experiment.config, {}, {}
     for name, block in config.evals.items():
         spec = config_lib.plain(block)
-        source = spec.pop("source", None)
-        if source is None:
-            raise InputError(f"evals.{name} has no source")
-        loader = make_loader(
-            config,
-            source,
-            experiment.preprocess,
-            name=f"evals.{name}.source",
-            training=False,
-            between=between,
-        )
+        loaders = {}
+        for key, source in evaluation.take_sources(spec, f"evals.{name}").items():
+            if repr(source) not in opened:
+                opened[repr(source)] = make_loader(
+                    config,
+                    source,
+                    experiment.preprocess,
+                    name=f"evals.{name}.{key}",
+                    training=False,
+                    between=between,
+                )
+            loaders[evaluation.loader_name(key)] = opened[repr(source)]
         evaluators[name] = config_lib.build(
-            spec, objective=experiment.objective, loader=loader, mesh=experiment.mesh
+            spec, objective=experiment.objective, mesh=experiment.mesh, **loaders
         )
     return evaluators

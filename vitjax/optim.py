@@ -55,15 +55,14 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
     depths = [
         leaf.shape[0]
         for path, leaf in jax.tree.leaves_with_path(params)
-        if "blocks" in path_name(path).split("/")
+        if _place(path) == "blocks"
     ]
     if not depths:
         raise InputError("optimizer.layer_decay needs a model with blocks")
     depth = max(depths)
 
     def scale(path, leaf):
-        parts = path_name(path).split("/")
-        if "blocks" in parts:
+        if _place(path) == "blocks":
             factors = decay ** (depth - jnp.arange(leaf.shape[0], dtype=jnp.float32))
             return factors.reshape(-1, *(1,) * (len(leaf.shape) - 1))
         return jnp.asarray(decay ** (depth + 1 if _is_below(path) else 0), jnp.float32)
@@ -291,13 +290,16 @@ FIRST = ("stem", "patch_embed", "cls_token", "distill_token", "registers", "posi
          "mask_token")  # fmt: skip
 
 
-def _parts(path: tuple) -> list[str]:
-    return path_name(path).split("/")
+def _place(path: tuple) -> str:
+    """The model's part that a parameter belongs to. Beside the model under "model" other objectives
+    train parts of their own, such as decoders, whose blocks are not the model's."""
+    first, *others = path_name(path).split("/")
+    return others[0] if first == "model" and others else first
 
 
 def _is_below(path: tuple) -> bool:
     """Whether a parameter comes before the blocks."""
-    return bool(set(FIRST) & set(_parts(path)))
+    return _place(path) in FIRST
 
 
 def _above(tree: PyTree, frozen_blocks: int) -> PyTree:
@@ -305,7 +307,7 @@ def _above(tree: PyTree, frozen_blocks: int) -> PyTree:
     if not frozen_blocks:
         return tree
     return jax.tree.map_with_path(
-        lambda path, x: x[frozen_blocks:] if "blocks" in _parts(path) else x, tree
+        lambda path, x: x[frozen_blocks:] if _place(path) == "blocks" else x, tree
     )
 
 
@@ -327,7 +329,7 @@ def _of_upper_blocks(
         found, state = optimizer.update(_above(updates, frozen_blocks), state, inner)
 
         def padded(path, new, old):
-            if "blocks" not in _parts(path):
+            if _place(path) != "blocks":
                 return new
             return jnp.concatenate([jnp.full_like(old[:frozen_blocks], -0.0), new])
 

@@ -129,7 +129,10 @@ def make_train_step(
         batch = batch | {"images": to_unit(batch["images"])}
         for operation, augment_key in zip(augment, augment_keys, strict=True):
             batch = operation(augment_key, batch)
-        batch = batch | {"images": preprocess.normalise(batch["images"])}
+        for name in [name for name in batch if name.endswith("images")]:  # crops too
+            x = batch[name]
+            x = preprocess.normalise(x.reshape(-1, *x.shape[-3:])).reshape(x.shape)
+            batch = batch | {name: x}
         run = gradients if accumulation_steps == 1 else accumulate
         extra, grads, metrics = run(state.params, state.extra, batch, loss_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -18,6 +18,7 @@ from vitjax.curves import Curves
 from vitjax.devices import peak_flops
 from vitjax.early_stop import EarlyStop
 from vitjax.errors import Preempted
+from vitjax.evals import evaluation
 from vitjax.progress import ProgressLine, describe, logging_to
 from vitjax.rescue import Rescue
 from vitjax.stopping import Interrupted, Stop
@@ -284,14 +285,13 @@ class _Run:
 
     def _evaluate(self, step: int, train_state: state.TrainState) -> bool:
         """Whether the run ends here."""
-        results = {}
         try:
             with self.clock("evaluate"):
-                for name, evaluator in self.evaluators.items():
-                    found = evaluator(train_state)
-                    results |= {f"eval/{name}/{k}": v for k, v in found.items()}
+                results, pictures = evaluation.run(self.evaluators, train_state)
         except Interrupted:
             raise self._preempt(step, train_state, self.metrics.take(step)) from None
+        if self.is_first:
+            evaluation.write_pictures(self.workdir, pictures, step)
         self._row(step, results)
         shown = "  ".join(f"{k} {v:.4g}" for k, v in results.items() if not k.endswith("/examples"))
         log.info("step %d  %s", step, shown)

@@ -16,6 +16,7 @@ from vitjax.interop import read
 from vitjax.interop.layout import named_leaves, nested
 from vitjax.interop.merge import Merge, plan_merge
 from vitjax.models.functional import Model
+from vitjax.objectives.objective import at, put
 from vitjax.optim import match
 from vitjax.state import TrainState
 
@@ -38,13 +39,11 @@ def _open(path: Path) -> _Weights:
     if steps.is_checkpoint(path):
         step = steps.find_step(path)
         contract = store.read_contract(step)
-        part = steps.weights(contract)
-        shapes = named_leaves(store.shapes_in(contract, part))
+        part, place = steps.model_place(contract)
+        shapes = named_leaves(at(store.shapes_in(contract, part), place))
         preprocess = Preprocess.from_dict(contract["preprocess"])
         model = experiment.make_model(contract["model"], preprocess, parallel.Precision())
-        return _Weights(
-            shapes, model, contract, lambda: store.read_verified(step, part, None, contract)
-        )
+        return _Weights(shapes, model, contract, lambda: steps.model_weights(step, contract))
     imported = read.open_model(path)
     shapes = named_leaves(imported.model.abstract_params)
     return _Weights(shapes, imported.model, imported.contract, imported.read)
@@ -68,8 +67,9 @@ def _warn_of_input(exp: Experiment, contract: dict[str, Any]) -> None:
 
 def _plan(exp: Experiment, weights: _Weights) -> Merge:
     settings = exp.config.init
-    params = named_leaves(exp.abstract_state.params)
-    match(settings.skip, exp.abstract_state.params, "init.skip")
+    whole = _parts(exp.abstract_state, exp.objective.PLACES[0])
+    match(settings.skip, whole, "init.skip")
+    params = named_leaves(whole)
     return plan_merge(
         weights.shapes,
         weights.model,
@@ -96,26 +96,42 @@ def check_init(exp: Experiment, tell: bool = True) -> None:
 
 
 def load_init(exp: Experiment, fresh: TrainState) -> TrainState:
-    """Puts the weights of `init.checkpoint` into a fresh state, apart from `init.skip`."""
+    """Puts the weights of `init.checkpoint` into a fresh state, apart from `init.skip`, wherever
+    the objective keeps parameters of the model."""
     weights = _open(Path(exp.config.init.checkpoint))
-    merge, wanted = _plan(exp, weights), named_leaves(fresh.params)
-    taken = merge.apply(named_leaves(weights.read()), wanted)
-    shardings = named_leaves(exp.state_shardings.params)
+    merge, read = _plan(exp, weights), named_leaves(weights.read())
+    state = fresh
+    for place in exp.objective.PLACES:
+        wanted = named_leaves(_parts(fresh, place))
+        taken = merge.apply(read, wanted)
+        shardings = named_leaves(_parts(exp.state_shardings, place))
 
-    def place(name: str) -> Any:
-        value = taken[name]
-        if value is wanted[name]:
-            return value
-        return jax.device_put(np.asarray(value, wanted[name].dtype), shardings[name])
+        def put_on_devices(name: str, taken=taken, wanted=wanted, shardings=shardings) -> Any:
+            value = taken[name]
+            if value is wanted[name]:
+                return value
+            return jax.device_put(np.asarray(value, wanted[name].dtype), shardings[name])
 
-    params = nested({name: place(name) for name in wanted})
-    ema = None if fresh.ema is None else jax.tree.map(lambda x: x.copy(), params)
-    return dataclasses.replace(fresh, params=params, ema=ema)
+        part, *keys = place
+        filled = nested({name: put_on_devices(name) for name in wanted})
+        whole = put(getattr(state, part), tuple(keys), filled)
+        state = dataclasses.replace(state, **{part: whole})
+    if state.ema is not None:
+        ema = jax.tree.map(lambda x: x.copy(), state.params)
+        state = dataclasses.replace(state, ema=ema)
+    return state
+
+
+def _parts(state: TrainState, place: tuple[str, ...]) -> Any:
+    return at(getattr(state, place[0]), place[1:])
 
 
 def first_state(exp: Experiment) -> TrainState:
     """The state that a run begins with: drawn, and then filled from `init.checkpoint`."""
     state = exp.fresh_state()
+    if hasattr(exp.objective, "first_extra"):
+        extra = exp.objective.first_extra(exp.state_shardings.extra)
+        state = dataclasses.replace(state, extra=extra)
     if not exp.config.init.checkpoint:
         return state
     state = load_init(exp, state)

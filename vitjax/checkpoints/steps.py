@@ -15,6 +15,7 @@ from typing import Any
 
 from vitjax.checkpoints import store
 from vitjax.errors import DamagedCheckpointError, InputError
+from vitjax.objectives.objective import at
 
 log = logging.getLogger("vitjax")
 PyTree = Any
@@ -128,7 +129,7 @@ def open_newest(path: Path, step: int | None = None) -> tuple[Path, store.Contra
     while True:
         try:
             contract = store.read_contract(folder)
-            return folder, contract, store.read_verified(folder, weights(contract), None, contract)
+            return folder, contract, model_weights(folder, contract)
         except DamagedCheckpointError as error:
             if step is not None or folder == Path(path):
                 raise
@@ -137,6 +138,18 @@ def open_newest(path: Path, step: int | None = None) -> tuple[Path, store.Contra
                 raise
             log.warning("%s; step %d is used", error, older[-1])
             folder = folder.parent / str(older[-1])
+
+
+def model_place(contract: store.Contract) -> tuple[str, tuple[str, ...]]:
+    """The part that holds the model's parameters to use, and where in it they lie."""
+    part, *keys = contract.get("weights", ["params"])
+    return weights(contract) if part == "params" else part, tuple(keys)
+
+
+def model_weights(folder: Path, contract: store.Contract) -> PyTree:
+    """The model's parameters of a step, read and verified."""
+    part, place = model_place(contract)
+    return at(store.read_verified(folder, part, None, contract), place)
 
 
 def weights(contract: store.Contract) -> str:

@@ -22,6 +22,7 @@ from vitjax.data.images import decode, size_of
 from vitjax.data.order import Order, make_order
 from vitjax.data.preprocess import Preprocess
 from vitjax.data.sources import Source
+from vitjax.data.text import Tokenizer
 from vitjax.errors import InputError, UnreadableImage
 
 log = logging.getLogger("vitjax")
@@ -93,7 +94,12 @@ class Loader:
       max_labels: labels of a multi-label example are padded to this many with -1; None for
         single-label data. Of a source with `num_targets` a label is so many numbers, NaN where
         unknown; with `num_inputs` its records have "inputs" beside the image.
+      tokenizer: of a source that `has_captions`, whose batches have "texts" then. In training one
+        of an example's captions is drawn for each position, at evaluation the first is taken.
       between: called before each batch of an evaluation, which it leaves by raising.
+
+    Of a source with `num_mask_classes` evaluations have "masks" uint8 [B, Y, X] too, as its
+    `fitted_mask(record, preprocess)` gives them.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class Loader:
         transforms: Sequence[Any] = (),
         num_threads: int | None = None,
         max_labels: int | None = None,
+        tokenizer: Tokenizer | None = None,
         max_unreadable_fraction: float = 0.01,
         sampling: str = "examples",
         repeats: int = 1,
@@ -114,8 +121,8 @@ class Loader:
         if num_threads < 0:
             raise InputError(f"data.num_threads must be 0 or more, got {num_threads}")
         self.source, self.preprocess, self.transforms = source, preprocess, tuple(transforms)
-        self.max_labels = max_labels
-        self._between = between
+        self.max_labels, self.tokenizer = max_labels, tokenizer
+        self.between = between
         self.faults = Faults(len(source), max_unreadable_fraction)
         self._sampling, self._repeats = sampling, repeats
         self._orders: dict[int, Order] = {}
@@ -173,6 +180,15 @@ class Loader:
             fitted = transform(fitted, generator)
         out[...] = fitted
 
+    def _text(self, captions: Sequence[str], position: int | None, seed: int) -> np.ndarray:
+        assert self.tokenizer is not None
+        if position is None or len(captions) == 1:
+            return self.tokenizer(captions[0])
+        # Another stream than the transforms' at this position, so that they have nothing in common.
+        stream = np.random.Philox(key=[seed % 2**64, position], counter=[0, 0, 0, 1])
+        drawn = int(np.random.Generator(stream).integers(len(captions)))
+        return self.tokenizer(captions[drawn])
+
     def _labels(self, labels: list) -> np.ndarray:
         if getattr(self.source, "num_targets", None) is not None:
             return np.stack(labels).astype(np.float32)
@@ -210,12 +226,19 @@ class Loader:
         num_inputs = getattr(self.source, "num_inputs", 0)
         inputs = np.full((len(indices), num_inputs), np.nan, np.float32)
         mask = np.ones(len(indices), bool)
+        texts = None
+        if self.tokenizer is not None and getattr(self.source, "has_captions", False):
+            texts = np.zeros((len(indices), self.tokenizer.length), np.int32)
+        source: Any = self.source
+        has_masks = positions is None and hasattr(source, "num_mask_classes")
+        masks = np.zeros(images.shape[:3] if has_masks else 0, np.uint8)
 
         def work(start: int) -> None:
             for row in range(start, min(start + CHUNK, len(indices))):
                 index = int(indices[row])
-                if positions is not None:
-                    record = self._example(index, int(positions[row]), seed, images[row])
+                position = None if positions is None else int(positions[row])
+                if position is not None:
+                    record = self._example(index, position, seed, images[row])
                 else:
                     record = self._one(index, None, seed, images[row])
                 if record is None:
@@ -224,6 +247,10 @@ class Loader:
                 labels[row] = record["label"]
                 if num_inputs:
                     inputs[row] = record["inputs"]
+                if texts is not None:
+                    texts[row] = self._text(record["captions"], position, seed)
+                if has_masks:
+                    masks[row] = source.fitted_mask(record, self.preprocess)
 
         starts = range(0, len(indices), CHUNK)
         for _ in map(work, starts) if self._pool is None else self._pool.map(work, starts):
@@ -232,6 +259,10 @@ class Loader:
         batch = {"images": images, "labels": self._labels(labels)}
         if num_inputs:
             batch["inputs"] = inputs
+        if texts is not None:
+            batch["texts"] = texts
+        if has_masks:
+            batch["masks"] = masks
         return batch if positions is not None else batch | {"mask": mask}
 
     def train_batch(
@@ -278,10 +309,10 @@ class Loader:
             for step in steps:
                 waiting.append(ahead.submit(read, step))
                 if len(waiting) > num_ahead:
-                    self._between()
+                    self.between()
                     yield waiting.popleft().result()
             while waiting:
-                self._between()
+                self.between()
                 yield waiting.popleft().result()
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The Vision Transformer as a module; `vitjax.models.vit` describes it by name and options.
 
-Array letters: B batch, Y X image, N tokens, P patches, L layers, D width, C classes.
+Array letters: B batch, Y X image, N tokens, P patches, K of them kept, L layers, D width,
+C classes.
 """
 
 import operator
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vitjax.errors import InputError
 from vitjax.models import layers
@@ -150,9 +151,10 @@ class ViT(nnx.Module):
         images: Float[Array, "B Y X C"],
         masked: Bool[Array, "B P"] | None = None,
         inputs: Float[Array, "B M"] | None = None,
+        keep: Int[Array, "B K"] | None = None,
     ) -> Float[Array, "B N D"]:
         """Patches to tokens with positions; before them class, distillation and register tokens,
-        and those of other inputs."""
+        and those of other inputs. Of the patches all, or those to keep."""
         g, p = self.geometry, self.precision
         grid = self._grid(images)
         x = p.compute_cast(images)
@@ -178,6 +180,8 @@ class ViT(nnx.Module):
         elif g.positions == "sincos2d":
             table = sincos2d_positions(*grid, g.shape.width)
             x = x + p.compute_cast(jnp.asarray(table))[None]
+        if keep is not None:
+            x = jnp.take_along_axis(x, keep[:, :, None], axis=1)
         before = [jnp.broadcast_to(t[None], (x.shape[0], *t.shape)) for t in prefix]
         if self.inputs is not None:
             before.append(self.inputs(inputs, x.shape[0]))
@@ -192,6 +196,7 @@ class ViT(nnx.Module):
         intermediates: bool,
         grid: tuple[int, int],
         offsets: Mapping[str, Array] | None = None,
+        keep: Int[Array, "B K"] | None = None,
     ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
         """Runs all blocks; the second result holds each block's intermediates, stacked over L."""
         g, depth = self.geometry, self.geometry.shape.depth
@@ -200,6 +205,7 @@ class ViT(nnx.Module):
         rope = None
         if g.positions == "rope":
             rope = rope_angles(*grid, g.shape.width // g.shape.num_heads, self.rope_theta)
+            rope = rope if keep is None else tuple(jnp.asarray(a)[keep] for a in rope)
 
         def body(x, layer):
             index, rate, params, displacements = layer
@@ -242,6 +248,7 @@ class ViT(nnx.Module):
         *,
         masked: Bool[Array, "B P"] | None = None,
         inputs: Float[Array, "B M"] | None = None,
+        keep: Int[Array, "B K"] | None = None,
         intermediates: bool = False,
         offsets: Mapping[str, Mapping[str, Array]] | None = None,
     ) -> dict[str, Any]:
@@ -253,6 +260,8 @@ class ViT(nnx.Module):
           key: for dropout and stochastic depth; None means inference.
           masked: patches that the mask token replaces.
           inputs: numbers beside the image (see `InputTokens`), NaN where unknown; None: all are.
+          keep: row-major numbers of the patches to encode, in any order; the others cost nothing
+            behind the patch embedding. None: all.
           intermediates: also return `patches` (the encoder's input) and `blocks`, a dict of every
             block's norm1, attention, attention_weights, max_logit, mlp and output, stacked over
             layers; and with attention pooling `pool`, with the same attention_weights of it.
@@ -265,13 +274,14 @@ class ViT(nnx.Module):
           `embedding` [B, E], float32 `logits` [B, C].
         """
         g, p = self.geometry, self.precision
-        x = patches = self.embed_patches(images, masked, inputs)
+        x = patches = self.embed_patches(images, masked, inputs, keep)
         if key is not None and self.dropout_rate:
             x = layers.dropout(
                 x, self.dropout_rate, jax.random.fold_in(key, g.shape.depth), whole=False
             )
         given = offsets or {}
-        x, blocks = self.encode(x, key, intermediates, self._grid(images), given.get("blocks"))
+        grid = self._grid(images)
+        x, blocks = self.encode(x, key, intermediates, grid, given.get("blocks"), keep)
         seen: dict[str, Any] = {"patches": patches, "blocks": blocks}
         tokens = x if g.norm_after_pool else self.norm(x)
         if self.pool is not None:

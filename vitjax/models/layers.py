@@ -161,10 +161,12 @@ def attend(
     value: Float[Array, "B H M K"],
     precision: Precision,
     offsets: Mapping[str, Array] | None = None,
+    is_causal: bool = False,
 ) -> tuple[Float[Array, "B H N K"], dict[str, Array]]:
     """Softmax attention with the softmax in float32.
 
-    `offsets` may hold `attention_weights`, which are added to the weights.
+    `offsets` may hold `attention_weights`, which are added to the weights. With `is_causal` a
+    token sees itself and those before it.
 
     Returns:
       The mixed values, and what was computed on the way: `attention_weights` [B, H, N, M], and
@@ -172,10 +174,14 @@ def attend(
     """
     logits = jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32)
     logits = logits * query.shape[-1] ** -0.5
+    largest = jnp.abs(logits).max()
+    if is_causal:
+        is_seen = jnp.tri(query.shape[2], key.shape[2], dtype=bool)
+        logits = jnp.where(is_seen[None, None], logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1)
     weights = displaced(weights, "attention_weights", offsets)
     mixed = jnp.einsum("bhnm,bhmk->bhnk", precision.compute_cast(weights), value)
-    return mixed, {"attention_weights": weights, "max_logit": jnp.abs(logits).max()}
+    return mixed, {"attention_weights": weights, "max_logit": largest}
 
 
 class Attention(nnx.Module):
@@ -199,6 +205,7 @@ class Attention(nnx.Module):
         qk_norm_bias: bool,
         eps: float,
         lora: Lora,
+        is_causal: bool = False,
     ):
         head_dim = width // num_heads
         make = {"precision": precision, "rngs": rngs}
@@ -220,6 +227,7 @@ class Attention(nnx.Module):
             (num_heads, head_dim), (width,), use_bias=out_bias, lora=lora.get("out"), **make
         )
         self.precision = precision
+        self.is_causal = is_causal
 
     def __call__(
         self,
@@ -240,7 +248,8 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query, key = rotate(query, rope, p), rotate(key, rope, p)
-        given = {} if offsets is None else {"offsets": offsets}
+        given: dict[str, Any] = {} if offsets is None else {"offsets": offsets}
+        given |= {"is_causal": True} if self.is_causal else {}
         mixed, seen = attend(query, key, value, p, **given)
         mixed = constrain(mixed, "B H N K")
         return constrain(self.out(jnp.transpose(mixed, (0, 2, 1, 3))), "B N D"), seen

@@ -53,11 +53,15 @@ def rope_angles(
 
 def rotate(
     x: Float[Array, "B H M K"],
-    angles: tuple[Float[np.ndarray, "N K"], Float[np.ndarray, "N K"]],
+    angles: tuple[Float[np.ndarray, "N K"], Float[np.ndarray, "N K"]]
+    | tuple[Float[Array, "B N K"], Float[Array, "B N K"]],
     precision: Precision,
 ) -> Float[Array, "B H M K"]:
-    """Turns queries or keys of the patches, the last N of M tokens, by their angles in float32."""
-    sin, cos = (jnp.asarray(a)[None, None] for a in angles)
+    """Turns queries or keys of the patches, the last N of M tokens, by their angles in float32.
+
+    The angles are the same for all images, or each image's own.
+    """
+    sin, cos = (jnp.expand_dims(jnp.asarray(a), (0, 1) if a.ndim == 2 else 1) for a in angles)
     tokens = x.shape[2]
     prefix = tokens - sin.shape[2]
     patches = precision.full_cast(jax.lax.slice_in_dim(x, prefix, tokens, axis=2))

@@ -199,17 +199,19 @@ def count_params(g: Geometry) -> dict[str, int]:
     return {"embedding": embedding, "blocks": g.shape.depth * block, "head": head}
 
 
-def count_flops(g: Geometry, *, elementwise: bool = False) -> int:
+def count_flops(g: Geometry, *, elementwise: bool = False, kept: int | None = None) -> int:
     """FLOPs (2 x MAC) of one forward pass of one image.
 
     Args:
       g: the geometry.
+      kept: how many patches are encoded; None for all.
       elementwise: also count additions, norms, softmax and GELU, one for each arithmetic
         operation but none for exp, tanh and rsqrt, as XLA's cost analysis does. So counted,
         with global average pooling and a head of 29,593 classes, the numbers equal the table of
         Zhai et al. 2021 (arXiv 2106.04560) to every printed digit. Leave it off for MFU.
     """
     d, f, depth, n = g.shape.width, g.shape.mlp_dim, g.shape.depth, g.num_tokens
+    n = n if kept is None else n - g.num_patches + kept
     is_gated = g.mlp == "gated"
     macs = g.stem_counts[2] + g.num_patches * g.patch_dim * d
     macs += depth * n * (4 * d * d + (3 if is_gated else 2) * d * f) + depth * 2 * n * n * d

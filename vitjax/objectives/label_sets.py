@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vitjax.errors import InputError, suggest
-from vitjax.models.functional import Model
+from vitjax.objectives.objective import Objective
 
 KINDS = ("single", "ordinal", "multi")
 FAR = -1e30  # a logit without weight
@@ -62,7 +62,7 @@ def _log_of_others(logits: Float[Array, "B C"]) -> Float[Array, "B C"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelSets:
+class LabelSets(Objective):
     """Softmax over a "single" set, sigmoids over a "multi" one, and over the steps of an "ordinal".
 
     An ordinal set of K classes has K - 1 logits, of "above class k" (Frank and Hall 2001). The
@@ -84,8 +84,7 @@ class LabelSets:
       head_bias: where the head's biases start; () for zero.
     """
 
-    model: Model
-    sets: tuple[Mapping[str, Any], ...]
+    sets: tuple[Mapping[str, Any], ...] = ()
     weights: tuple[float, ...] = ()
     priors: tuple[float, ...] = ()
     logit_adjustment: float = 0.0

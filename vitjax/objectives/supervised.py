@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vitjax.errors import InputError, suggest
-from vitjax.models.functional import Model
+from vitjax.objectives.objective import Objective
 
 LOSSES = ("softmax", "sigmoid")
 
@@ -32,7 +32,7 @@ def sigmoid_loss(logits: Float[Array, "B C"], targets: Float[Array, "B C"]) -> F
 
 
 @dataclasses.dataclass(frozen=True)
-class Supervised:
+class Supervised(Objective):
     """Classification with label smoothing and mixed labels.
 
     Attributes:
@@ -41,7 +41,6 @@ class Supervised:
       label_smoothing: the share of the target spread evenly over all classes.
     """
 
-    model: Model
     loss_type: str = "softmax"
     label_smoothing: float = 0.0
 
@@ -92,8 +91,3 @@ class Supervised:
         """What the classification evaluator scores."""
         del extra
         return self.model.apply(params, batch["images"])["logits"]
-
-    def embed(self, params: Any, extra: Any, batch: dict[str, Array]) -> Float[Array, "B D"]:
-        """The pooled features in front of the head."""
-        del extra
-        return self.model.apply(params, batch["images"])["embedding"]
