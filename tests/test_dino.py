@@ -1,13 +1,11 @@
 """DINO: its terms against numpy, its teacher by closed form, its runs."""
 
-import json
-import shutil
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config, use_one_device
+from objective_runs import MESHES, check_mesh, check_resume
 from PIL import Image
 from scipy.special import log_softmax, softmax
 
@@ -21,7 +19,6 @@ from vitjax.objectives import self_distillation as terms
 from vitjax.objectives.dino import DINO
 from vitjax.objectives.health import feature_rank
 from vitjax.objectives.masking import draw_blobs
-from vitjax.telemetry import read_metrics
 from vitjax.train import train
 
 SIZES = {
@@ -293,14 +290,6 @@ def config_of(**changes):
     return config.lock()
 
 
-def losses(workdir):
-    return [row["train/loss"] for row in read_metrics(workdir)]
-
-
-def hash_of(step):
-    return json.dumps(read_contract(step)["arrays"], sort_keys=True)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("dino") / "run"
@@ -310,19 +299,13 @@ def finished(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("mesh", [{"replica": 2, "fsdp": 4}, {"fsdp": 4, "tensor": 2}])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_a_mesh_changes_nothing(finished, mesh, tmp_path):
-    train(config_of(mesh={"replica": 1, "fsdp": 1, "tensor": 1} | mesh), tmp_path / "run")
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(finished), rtol=1e-4)
+    check_mesh(config_of(), mesh, finished, tmp_path / "run", rtol=1e-4)
 
 
 def test_it_resumes_exactly_with_its_teacher(finished, tmp_path, monkeypatch):
-    use_one_device(monkeypatch)
-    shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/4")
-    train(config_of(), tmp_path / "run")
-    assert losses(tmp_path / "run") == losses(finished)
-    assert hash_of(tmp_path / "run/checkpoints/4") == hash_of(finished / "checkpoints/4")
+    check_resume(config_of(), finished, tmp_path / "run", monkeypatch)
 
 
 def test_its_checkpoint_is_the_teacher(finished, monkeypatch):

@@ -1,13 +1,11 @@
 """Distillation: its terms against scipy, its teacher's place in the state, its runs."""
 
-import json
-import shutil
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config, use_one_device
+from objective_runs import MESHES, check_mesh, check_resume
 from scipy.special import rel_entr, softmax
 
 import vitjax
@@ -15,7 +13,6 @@ from vitjax import experiment, warm_start
 from vitjax.checkpoints.store import read_contract
 from vitjax.errors import InputError
 from vitjax.objectives.distill import cosine_loss, soft_cross_entropy
-from vitjax.telemetry import read_metrics
 from vitjax.train import train
 
 
@@ -48,10 +45,6 @@ def finished(teacher, tmp_path_factory):
         use_one_device(patch)
         train(config_of(teacher, **ALL), workdir)
     return workdir
-
-
-def losses(workdir):
-    return [row["train/loss"] for row in read_metrics(workdir)]
 
 
 def test_the_terms_are_the_plain_ones():
@@ -97,24 +90,13 @@ def test_the_teacher_sees_its_own_normalisation(teacher):
     np.testing.assert_allclose(found, theirs.normalise(unit), atol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [{"replica": 2, "fsdp": 4}, {"fsdp": 4, "tensor": 2}])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_a_mesh_changes_nothing(teacher, finished, mesh, tmp_path):
-    config = config_of(teacher, **ALL)
-    config.mesh.update({"replica": 1, "fsdp": 1, "tensor": 1} | mesh)
-    train(config, tmp_path / "run")
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(finished), rtol=1e-4)
+    check_mesh(config_of(teacher, **ALL), mesh, finished, tmp_path / "run", rtol=1e-4)
 
 
 def test_it_resumes_exactly(teacher, finished, tmp_path, monkeypatch):
-    use_one_device(monkeypatch)
-    shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/4")
-    train(config_of(teacher, **ALL), tmp_path / "run")
-    first, second = (
-        json.dumps(read_contract(w / "checkpoints/4")["arrays"])
-        for w in (finished, tmp_path / "run")
-    )
-    assert first == second
+    check_resume(config_of(teacher, **ALL), finished, tmp_path / "run", monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,21 @@
 """MAE: its parts by property, its numbers against transformers, its runs."""
 
 import dataclasses
-import json
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config, use_one_device
+from objective_runs import MESHES, check_mesh, check_resume
 
 import vitjax
 from vitjax import experiment, warm_start
-from vitjax.checkpoints.store import read_contract
 from vitjax.errors import InputError
 from vitjax.interop.layout import named_leaves, nested
 from vitjax.models.vit import vit
 from vitjax.objectives.mae import MAE, unpatchify
 from vitjax.objectives.masking import draw_masking, masking_of
-from vitjax.telemetry import read_metrics
 from vitjax.train import train
 
 SIZES = {
@@ -280,15 +277,6 @@ def config_of(**changes):
     return config.lock()
 
 
-def hash_of(step):
-    """The checksums of every array that was saved."""
-    return json.dumps(read_contract(step)["arrays"], sort_keys=True)
-
-
-def losses(workdir):
-    return [row["train/loss"] for row in read_metrics(workdir)]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("mae") / "run"
@@ -298,20 +286,13 @@ def finished(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("mesh", [{"replica": 2, "fsdp": 4}, {"fsdp": 4, "tensor": 2}])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_a_mesh_changes_nothing(finished, mesh, tmp_path):
-    train(config_of(mesh={"replica": 1, "fsdp": 1, "tensor": 1} | mesh), tmp_path / "run")
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(finished), rtol=2e-5)
+    check_mesh(config_of(), mesh, finished, tmp_path / "run", rtol=2e-5)
 
 
 def test_it_resumes_exactly(finished, tmp_path, monkeypatch):
-    use_one_device(monkeypatch)
-    shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/4")
-    train(config_of(), tmp_path / "run")
-    assert losses(tmp_path / "run") == losses(finished)
-    same_arrays = (hash_of(workdir / "checkpoints/4") for workdir in (finished, tmp_path / "run"))
-    assert len(set(same_arrays)) == 1
+    check_resume(config_of(), finished, tmp_path / "run", monkeypatch)
 
 
 def test_its_checkpoint_is_the_encoder(finished, native):
