@@ -103,7 +103,10 @@ def native():
     return make
 
 
-LONGEST_FIRST = ("test_survival.py", "test_processes.py", "test_docs.py", "test_planning.py")
+LONGEST_FIRST = (
+    "test_survival.py", "test_slurm_real.py", "test_processes.py", "test_docs.py",
+    "test_planning.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -285,6 +285,44 @@ def test_a_sweep_is_an_array_of_what_is_left(sweep, tmp_path, capsys, run, monke
     assert "#SBATCH --array=" in (folder / "array.sbatch").read_text()
 
 
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("90", 5400), ("3:20", 200), ("1:00:10", 3610), ("2-1", 176400), ("0-1:30", 5400),
+     ("1-00:00:05", 86405)],
+)  # fmt: skip
+def test_a_limit_that_the_grace_takes_up_is_refused(limit, seconds, capsys):
+    """Such a job would save as soon as it starts, and queue again for ever."""
+    assert slurm._seconds(limit) == seconds
+    argv = ["launch", "slurm", "--dry-run", "--no-check", f"--time={limit}"]
+    assert cli.main([*argv, f"--grace={seconds - 61}", *TRAIN]) == 0
+    assert cli.main([*argv, f"--grace={seconds - 60}", *TRAIN]) == 2
+    assert "leaves no time to train" in capsys.readouterr().err
+    assert cli.main([*argv[:-1], "--time=0", *TRAIN]) == 0, "no limit at all"
+
+
+def test_without_accounting_the_controller_is_asked(tmp_path, monkeypatch, capfd):
+    record, said = tmp_path / "calls", "JobId=9 JobName=x JobState=FAILED ExitCode=1:0 StdOut=/l"
+    stand_ins.install(
+        tmp_path / "bin", record, squeue="", scontrol=f"print({said!r})",
+        sacct='sys.exit("Slurm accounting storage is disabled")',
+    )  # fmt: skip
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    assert cli.main(["launch", "status", "9"]) == 0
+    assert "9 x JobState=FAILED ExitCode=1:0 StdOut=/l\n" in capfd.readouterr().out
+    assert cli.main(["launch", "logs", "9"]) == 2
+    assert "has written nothing yet" in capfd.readouterr().err
+    stand_ins.install(
+        tmp_path / "bin", record,
+        scontrol='sys.exit("slurm_load_jobs error: Invalid job id specified")',
+    )  # fmt: skip
+    for verb in ("status", "logs"):
+        assert cli.main(["launch", verb, "9"]) == 2
+        assert "SLURM does not know job 9" in capfd.readouterr().err
+    stand_ins.install(tmp_path / "bin", record, sacct='sys.exit("the database is down")')
+    assert cli.main(["launch", "status", "9"]) == 2
+    assert "the database is down" in capfd.readouterr().err
+
+
 def test_a_workdir_that_slurm_cannot_name_is_refused(capsys):
     argv = ["launch", "slurm", "--dry-run", "--no-check", "--", "train", "--config=quickstart"]
     assert cli.main([*argv, "--workdir=/shared/a b/%j"]) == 2

@@ -12,6 +12,7 @@ from vitjax.launcher.sweeps import Tasks
 SOURCES = {
     "sbatch": "SLURM's clients: log in to the cluster, or apt-get install slurm-client",
     "squeue": "SLURM's clients: log in to the cluster, or apt-get install slurm-client",
+    "sacct": "SLURM's clients: log in to the cluster, or apt-get install slurm-client",
     "scontrol": "SLURM's clients: log in to the cluster, or apt-get install slurm-client",
     "kubectl": "Kubernetes' client: https://kubernetes.io/docs/tasks/tools",
     "gcloud": "Google Cloud's client: https://cloud.google.com/sdk/docs/install",

@@ -18,6 +18,9 @@ EXAMPLE = (
 )
 CPUS_A_GPU = 8  # to decode images with
 PLAIN = re.compile(r"/[A-Za-z0-9._/+=@-]*")  # what log file names of SLURM can hold
+EARLY_SECONDS = 60  # by so much, says sbatch's manual, the signal may come before its time
+UNKNOWN = "Invalid job id"  # squeue and scontrol, of a job that they do not know any more
+FIELDS = ("JobState", "Reason", "ExitCode", "Restarts", "RunTime", "StdOut")  # of a job, shown
 
 
 def parser() -> options.Parser:
@@ -58,6 +61,12 @@ def render(o: argparse.Namespace, lines: dict, command: Command, tasks: Tasks | 
         )
     if tasks and o.nodes > 1:
         raise InputError(f"--nodes={o.nodes} --array: a task of a sweep runs on one node")
+    if 0 < _seconds(o.time) <= o.grace + EARLY_SECONDS:
+        raise InputError(
+            f"--time={o.time} leaves no time to train: SLURM tells the job to save --grace="
+            f"{o.grace} seconds before its limit, or up to {EARLY_SECONDS} seconds earlier, and it "
+            "would save and queue again for ever; give a longer --time or a shorter --grace"
+        )
     is_node = bool(tasks) or o.tasks == "node" or not o.gpus_per_node
     if o.tasks == "gpu" and not o.gpus_per_node:
         raise InputError("--tasks=gpu needs --gpus-per-node")
@@ -100,6 +109,16 @@ def render(o: argparse.Namespace, lines: dict, command: Command, tasks: Tasks | 
         "MAX_RESTARTS": str(o.max_restarts),
     }
     return templates.fill("slurm.sbatch", values, o.template)
+
+
+def _seconds(time: str) -> int:
+    """Of a limit as SLURM reads it: minutes, m:s, h:m:s, days-h, days-h:m, days-h:m:s."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _ranges(tasks: Tasks) -> str:
@@ -161,30 +180,68 @@ def launch(argv: list[str]) -> int:
 
 
 def status(job: str) -> int:
-    """What SLURM says of a job: of a live one squeue, of an old one its accounting."""
+    """What SLURM says of a job: of a live one squeue, of an old one its accounting, if there is."""
     clients.require("squeue")
     found = clients.ask(["squeue", f"--jobs={job}", "--noheader"]) if _is_live(job) else ""
     if found.strip():
         shape = "%.18i %.20j %.10T %.12M %.12l %.6D %R"
         return clients.show(["squeue", f"--jobs={job}", f"--format={shape}"])
     columns = "JobID,JobName%20,State%16,ExitCode,Elapsed,Restarts"
-    return clients.show(["sacct", "-X", f"--jobs={job}", f"--format={columns}"])
+    try:
+        said = clients.ask(["sacct", "-X", f"--jobs={job}", f"--format={columns}"])
+    except InputError as error:
+        if "accounting storage is disabled" not in str(error):
+            raise
+        said = _remembered(job)
+    print(said, end="")
+    return cli.DONE
 
 
 def _is_live(job: str) -> bool:
     try:
         clients.ask(["squeue", f"--jobs={job}", "--noheader"])
     except InputError as error:
-        if "Invalid job id" in str(error):  # it has left the queue
+        if UNKNOWN in str(error):  # it has left the queue
             return False
         raise
     return True
 
 
+def _records(job: str) -> list[dict[str, str]]:
+    """What SLURM's controller remembers of a job, or of each task of an array, for some minutes.
+
+    Raises:
+      InputError: it has forgotten the job, or never knew it.
+    """
+    try:
+        said = clients.ask(["scontrol", "--oneliner", "show", "job", job])
+    except InputError as error:
+        if UNKNOWN in str(error):
+            raise InputError(
+                f"SLURM does not know job {job}, or not any more (it forgets jobs that are over); "
+                "a run's logs lie in WORKDIR/logs"
+            ) from error
+        raise
+    return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in said.splitlines() if line.strip()]
+
+
+def _remembered(job: str) -> str:
+    """A job that has left the queue, where the cluster keeps no accounting (slurmdbd)."""
+    lines = []
+    for found in _records(job):
+        task = f"_{found['ArrayTaskId']}" if "ArrayTaskId" in found else ""
+        number = f"{found.get('ArrayJobId', found.get('JobId', job))}{task}"
+        shown = [f"{name}={found[name]}" for name in FIELDS if name in found]
+        lines.append(" ".join([number, found.get("JobName", ""), *shown]) + "\n")
+    return "".join(lines)
+
+
 def logs(job: str) -> int:
     """The end of a job's log, wherever its script put it."""
-    said = clients.ask(["scontrol", "show", "job", job])
-    files = re.findall(r"^\s*StdOut=(.*)$", said, re.M)
+    files = [found["StdOut"] for found in _records(job) if found.get("StdOut")]
     if not files:
         raise InputError(f"scontrol knows no log of job {job}; they lie in WORKDIR/logs")
-    return clients.show(["tail", "-n", "100", *files])
+    started = [file for file in files if Path(file).is_file()]
+    if not started:
+        raise InputError(f"job {job} has written nothing yet; its log will be {files[0]}")
+    return clients.show(["tail", "-n", "100", *started])
