@@ -394,6 +394,7 @@ class Collapsed(Pixels):
 STATES = {
     "healthy": (lambda x: x, 0),
     "one point": (lambda x: x * 1e-3 + 1, 1),
+    "one way": (lambda x: x * 0.03 + 1, 1),
     "a line": (lambda x: x[:, :1] * jnp.asarray([[1.0, -2.0, 0.5]]), 1),
     "no numbers": (lambda x: x / 0, 1),
 }
@@ -405,7 +406,8 @@ def test_collapse_is_told(name, mesh, caplog):
     state = types.SimpleNamespace(eval_params={}, extra={})
     loader = make_loader(60, 0)
     logging.getLogger("vitjax").propagate = True
-    found = health.Health(Collapsed(to), loader, mesh)(state)
+    rule = {"min_rank": 1.0} if name == "one way" else {}  # so that the cosine alone tells
+    found = health.Health(Collapsed(to), loader, mesh, **rule)(state)
     assert found["collapsed"] == collapsed
     assert ("have collapsed" in caplog.text) == bool(collapsed)
     assert all(np.isfinite(v) for v in found.values())

@@ -95,9 +95,11 @@ class Health:
         is_one_way = numbers["mean_cosine"] > self._max_cosine
         if not is_finite or is_low or is_one_way:
             log.warning(
-                "the features have collapsed: %s effective rank %.3g of %d, mean cosine %.5f",
-                "" if is_finite else "not finite,", numbers["effective_rank"], min(x.shape),
+                "the features have collapsed: %seffective rank %.3g of %d, mean cosine %.5f",
+                "" if is_finite else "they are not finite, ",
+                numbers["effective_rank"],
+                min(x.shape),
                 numbers["mean_cosine"],
-            )  # fmt: skip
+            )
         collapsed = float(not is_finite or is_low or is_one_way)
         return numbers | {"collapsed": collapsed, "examples": len(x)}
