@@ -207,7 +207,8 @@ class Cluster:
         return done.stdout + done.stderr
 
     def idle_nodes(self):
-        return int(self.ask("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D").strip() or 0)
+        said = self.ask("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D").strip()
+        return int(said) if said.isdigit() else 0
 
     def job(self, number):
         """What `scontrol show job` says of a job, by name; empty once it is forgotten."""
