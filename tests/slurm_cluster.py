@@ -13,15 +13,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3", "n4")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 HOSTS = Path("/etc/hosts")
 LINE = f"127.0.0.1 {' '.join(NODES)}"
-SECONDS_TO_START = 60
+SECONDS_TO_START, SECONDS_TO_END = 60, 30
 DAEMONS_PATH = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
 
 # CPUs=1 and no sharing: a job of higher priority must take a node, and cannot run beside the other.
@@ -85,19 +86,30 @@ def _resolves(name):
         return False
 
 
-@contextlib.contextmanager
-def names_that_resolve():
-    """A line in /etc/hosts while inside: JAX's coordinator is a node's name and a port."""
-    if not os.access(HOSTS, os.W_OK):
-        yield
-        return
-    line = f"{LINE}  # of the tests, process {os.getpid()}\n"  # others may have theirs
-    with HOSTS.open("a") as file:
-        file.write(line)
-    try:
-        yield
-    finally:
-        HOSTS.write_text(HOSTS.read_text().replace(line, ""))  # a container's cannot be renamed
+def _processes(folder):
+    """Everything that belongs to a cluster: it carries its settings in its environment."""
+    mark = f"SLURM_CONF={folder}/slurm.conf".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is not ours to read
+            if mark in path.read_bytes().split(b"\0"):
+                yield int(path.parent.name)
+
+
+def _clean(folder):
+    """Ends a cluster with all its jobs, and leaves nothing of it.
+
+    A process that has been killed, but not waited for, has no environment any more.
+    """
+    deadline = time.monotonic() + SECONDS_TO_END
+    while (left := [*_processes(folder)]) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    if os.access(HOSTS, os.W_OK):  # a container's can be written, but not renamed
+        lines = HOSTS.read_text().splitlines(keepends=True)
+        HOSTS.write_text("".join(line for line in lines if not line.endswith(f" {folder.name}\n")))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(count):
@@ -122,10 +134,13 @@ class Cluster:
         self.daemons = {}
         self.user = pwd.getpwuid(os.getuid()).pw_name
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
-        self._names = names_that_resolve()
+        # Cleans up when its input ends: when told to, or when this process has ended, however.
+        self._cleaner = subprocess.Popen(
+            [sys.executable, __file__, str(self.folder)], stdin=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
 
     def __enter__(self):
-        self._names.__enter__()
         try:
             self._configure()
             self._start()
@@ -155,6 +170,9 @@ class Cluster:
             (self.folder / name).mkdir()
         (self.folder / "munge.key").write_bytes(os.urandom(128))
         (self.folder / "munge.key").chmod(0o400)
+        if os.access(HOSTS, os.W_OK):  # JAX's coordinator is a node's name and a port
+            with HOSTS.open("a") as file:
+                file.write(f"{LINE}  # of a test: {self.folder.name}\n")
 
     def _start(self):
         munge = [f"--{name.replace('_', '-')}={self.folder}/munge.{ending}" for name, ending in (
@@ -169,9 +187,7 @@ class Cluster:
         self._wait("the nodes", lambda: self.idle_nodes() == len(NODES))
 
     def _daemon(self, program, *words):
-        """Starts a daemon that ends with this process, however that ends."""
-        path = shutil.which(program, path=DAEMONS_PATH)
-        command = ["setpriv", "--pdeathsig", "TERM", path, *words]
+        command = [shutil.which(program, path=DAEMONS_PATH), *words]
         name = "-".join([program, *words[2:3]] if program == "slurmd" else [program])
         with (self.folder / f"{name}.out").open("ab") as out:
             self.daemons[name] = subprocess.Popen(
@@ -214,26 +230,15 @@ class Cluster:
         """What `scontrol show job` says of a job, by name; empty once it is forgotten."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.ask("scontrol", "-o", "show", "job", number)))
 
-    def _processes(self):
-        """Everything that belongs to this cluster: it carries its settings in its environment."""
-        mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):  # it has ended, or is not ours to read
-                if mark in path.read_bytes().split(b"\0") and int(path.parent.name) != os.getpid():
-                    yield int(path.parent.name)
-
     def _stop(self):
-        try:
-            for process in self.daemons.values():
-                process.terminate()
-            for process in self.daemons.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
-            for pid in [*self._processes()]:  # slurmstepd and what it started are children of init
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            for process in self.daemons.values():
-                process.wait()
-        finally:
-            self._names.__exit__(None, None, None)
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._cleaner.communicate()
+        for process in self.daemons.values():
+            process.kill()
+            process.wait()
+        if self._cleaner.returncode:
+            raise RuntimeError(f"the cluster in {self.folder} was not cleaned up")
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    _clean(Path(sys.argv[1]))
