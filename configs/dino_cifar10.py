@@ -4,8 +4,8 @@
 
 The data: `train/<class>/*.png` and `test/<class>/*.png` (or .jpg); classes are for evaluation
 alone.
-Runs on: two CPU cores, in about half an hour; longer (--config.total_steps=40000) on one GPU.
-Expected: see docs/objectives.md, which says what was run by us.
+Runs on: two CPU cores; one GPU for a real try (--config.total_steps=40000).
+Expected: not known yet. Not run by us.
 """
 
 from vitjax.config import base_config

@@ -3,7 +3,7 @@
     vitjax train --config=dino_s16_i1k --workdir=runs/dino_s16 --config.data.root=/data/imagenet
 
 The data: `train/<class>/*.JPEG` and `val/<class>/*.JPEG`; classes are for evaluation alone.
-Runs on: 16 GPUs, in about two days.
+Runs on: two nodes of 8 GPUs or more; for how long we have not measured.
 Expected: nothing is published for this setting; DINO alone gives such a model 74.5% by kNN and
 77.0% by a linear probe after 800 epochs (arXiv 2104.14294). Not run by us. The weight decay is
 constant here, where theirs rises from 0.04 to 0.4.

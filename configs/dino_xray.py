@@ -6,7 +6,7 @@
 The data: a folder `train/<anything>/*.png` (or .jpg, .dcm); what the folders are called means
 nothing. Left and right stay what they are: nothing is mirrored. Without `init.checkpoint` it starts
 afresh.
-Runs on: 8 GPUs, in about a day.
+Runs on: 8 GPUs or more; for how long we have not measured.
 Expected: nothing is published for this setting; RAD-DINO (arXiv 2401.10815) continues a ViT-B/14 of
 DINOv2 so. Not run by us.
 """

@@ -3,7 +3,7 @@
     vitjax train --config=mae_b16_i1k --workdir=runs/mae_b16 --config.data.root=/data/imagenet
 
 The data: `train/<class>/*.JPEG` and `val/<class>/*.JPEG`; classes are for evaluation alone.
-Runs on: 64 TPU v3 cores in a day for 800 epochs, as published for ViT-L.
+Runs on: a pod or several nodes of GPUs; for how long we have not measured.
 Expected: after 1600 epochs (--config.total_steps=500400) 83.6% fine-tuned and 68.0% by a linear
 probe, as published. Not run by us.
 """

@@ -4,8 +4,8 @@
 
 The data: `train/<class>/*.png` and `test/<class>/*.png` (or .jpg); classes are for evaluation
 alone.
-Runs on: two CPU cores, in half an hour; with 400 epochs (--config.total_steps=78125) on one GPU.
-Expected: see docs/objectives.md, which says what was run by us.
+Runs on: two CPU cores; one GPU for the 400 epochs (--config.total_steps=78125) of a real try.
+Expected: not known yet. Not run by us but for its first steps.
 """
 
 from vitjax.config import base_config

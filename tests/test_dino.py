@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.special import log_softmax, softmax
 
 import vitjax
-from vitjax import experiment, warm_start
+from vitjax import experiment, monitor, warm_start
 from vitjax.checkpoints.store import read_contract
 from vitjax.data.multicrop import MultiCrop, _weights, random_crops
 from vitjax.errors import InputError
@@ -327,6 +327,48 @@ def test_the_teacher_lies_sharded_as_the_student():
     same = jax.tree.map(lambda a, b: a == b, shardings.params, shardings.extra["teacher"])
     assert jax.tree.all(same)
     assert any("tensor" in str(s.spec) for s in jax.tree.leaves(shardings.extra["teacher"]))
+
+
+def test_crops_of_other_sizes_are_refused(monkeypatch):
+    use_one_device(monkeypatch)
+    crops = {"target": "vitjax.data.multicrop:MultiCrop", "global_size": 8, "local_size": 4}
+    for changes, message in (
+        ({"num_local": 3}, "wants 2 local_images of 4 x 4 pixels, MultiCrop gives 3"),
+        ({"num_local": 2, "global_size": 6}, "wants 2 global_images of 8 x 8 pixels"),
+        ({}, "needs local_images"),
+    ):
+        exp = experiment.build(config_of(augment=(crops | changes,)))
+        with pytest.raises(InputError, match=message):
+            jax.eval_shape(exp.train_step, exp.abstract_state, exp.abstract_batch)
+
+
+@pytest.mark.parametrize("centring", ["sinkhorn", "centre"])
+def test_a_step_may_be_taken_in_parts(centring, monkeypatch):
+    use_one_device(monkeypatch)
+    config = config_of()
+    config.unlock()
+    config.optimizer.accumulation_steps = 2
+    config.objective.centring = centring
+    exp = experiment.build(config)
+    batch = {
+        "images": np.random.default_rng(0).integers(0, 255, (32, 8, 8, 1), np.uint8),
+        "labels": np.zeros(32, np.int32),
+    }
+    state, metrics = jax.jit(exp.train_step)(exp.fresh_state(), batch)
+    assert np.isfinite(metrics["loss"]) and int(state.extra["updates"]) == 1
+
+
+def test_the_student_is_watched(finished):
+    """Of the attention's logits, and of the layers, those in training."""
+    config = config_of()
+    config.monitor.update(attention_logits=True, layer_norms=True)
+    exp = experiment.build(config, devices=jax.devices()[:1])
+    state = exp.fresh_state()
+    assert exp.objective.trained(state.params) is state.params["model"]
+    batch = {"images": jnp.zeros((32, 8, 8, 1), jnp.uint8)}
+    found = monitor.AttentionLogits(exp)(state, batch)
+    assert set(found) == {"attention/max_logit", *(f"attention/max_logit/0{n}" for n in (0, 1))}
+    assert any("model" in name for name in monitor.layer_names(state.params))
 
 
 def test_without_crops_it_says_so(monkeypatch):

@@ -114,11 +114,12 @@ class AttentionLogits:
 
         if num_images < 1:
             raise InputError(f"num_images must be at least 1, got {num_images}")
-        model, preprocess = experiment.objective.model, experiment.preprocess
+        objective, preprocess = experiment.objective, experiment.preprocess
 
         def max_logits(params, images):
             images = prepare(images[:num_images], preprocess)
-            seen = model.apply(params, images, intermediates=True)
+            trained = objective.trained(params)
+            seen = objective.model.apply(trained, images, intermediates=True)
             return seen.get("blocks", {}).get("max_logit")
 
         params, images = experiment.abstract_state.params, experiment.abstract_batch["images"]

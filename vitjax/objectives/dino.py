@@ -220,14 +220,28 @@ class DINO(Objective):
         moved = CENTRE_MOMENTUM * centre + (1 - CENTRE_MOMENTUM) * mean
         return terms.centred(logits, temperature, centre), moved
 
+    def _check_crops(self, batch: dict[str, Array]) -> None:
+        """Raises InputError for a batch without the crops that the objective counts on."""
+        wanted = {"global_images": (2, self.global_size)}
+        wanted |= {"local_images": (self.num_local, self.local_size)} if self.num_local else {}
+        for name, (count, size) in wanted.items():
+            if name not in batch:
+                raise InputError(
+                    f"DINO needs {name}: put vitjax.data.multicrop:MultiCrop with the objective's "
+                    "global_size, local_size and num_local into the config's augment"
+                )
+            found = batch[name].shape
+            if found[1:4] != (count, size, size):
+                raise InputError(
+                    f"the objective wants {count} {name} of {size} x {size} pixels, MultiCrop "
+                    f"gives {found[1]} of {found[2]} x {found[3]}: set the same sizes in both"
+                )
+
     def loss(
         self, params: Any, extra: Any, batch: dict[str, Array], key: jax.Array | None
     ) -> tuple[Float[Array, ""], tuple[Any, dict[str, Array]]]:
         """Cross entropies between crops and on masked patches, KoLeo, and the Gram distance."""
-        if "global_images" not in batch:
-            raise InputError(
-                "DINO needs crops: put vitjax.data.multicrop:MultiCrop into the config's augment"
-            )
+        self._check_crops(batch)
         mask_key, model_key = jax.random.split(jax.random.key(0) if key is None else key)
         model_key = None if key is None else model_key
         views = batch["global_images"]

@@ -50,7 +50,7 @@ class Distill(Objective):
 
     The teacher sees the very images that the student does, crops and mixtures included, through
     its own normalisation. It lies in the state, sharded as a student of its shape would be, and is
-    saved with it, so that a run goes on where the teacher's file is not.
+    saved with it; its file must stay where it is, since a run that goes on reads its shape there.
 
     Attributes:
       model: the student; with a head where logits or labels count.

@@ -1,6 +1,7 @@
 """What every objective has in common: where its model's parameters lie."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from jaxtyping import Array, Float
@@ -10,7 +11,7 @@ from vitjax.models.functional import Model
 Place = tuple[str, ...]
 
 
-def at(tree: Any, place: Place) -> Any:
+def at(tree: Any, place: Sequence[str]) -> Any:
     """The part of a tree of dicts that lies there."""
     for key in place:
         tree = tree[key]
@@ -41,6 +42,10 @@ class Objective:
         """The parameters of `model` that are evaluated."""
         part, *keys = self.PLACES[0]
         return at(params if part == "params" else extra, tuple(keys))
+
+    def trained(self, params: Any) -> Any:
+        """The parameters of `model` that the optimizer moves."""
+        return at(params, next(keys for part, *keys in self.PLACES if part == "params"))
 
     def embed(self, params: Any, extra: Any, batch: dict[str, Array]) -> Float[Array, "B D"]:
         """The pooled features in front of the head."""
