@@ -131,12 +131,12 @@ def test_models_that_cannot_be_trained_are_refused(changes, message):
 
 
 def test_flops_count_visible_patches_alone(mae):
-    objective = mae[0]
+    objective = MAE(vit(**SIZES, scan=False), decoder=DECODER)  # XLA counts a loop's body once
     assert objective.encoder_flops < 0.35 * objective.model.flops_per_image
-    compiled = jax.jit(
+    predict = jax.jit(
         lambda p, x: objective.predict(p, x, draw_masking(jax.random.key(0), 1, 16, 4))[0]
     )
-    cost = compiled.lower(mae[1], images(1)).compile().cost_analysis()["flops"]
+    cost = predict.lower(mae[1], images(1)).cost_analysis()["flops"]  # as written, not as compiled
     counted = objective.flops_per_image / 3
     assert 0.95 * counted < cost < 1.6 * counted, (counted, cost)  # with norms, softmax, GELU
 
