@@ -45,7 +45,7 @@ def get_config():
     )  # fmt: skip
 
     config.optimizer.peak_lr = 5e-4
-    config.optimizer.weight_decay = 0.04
+    config.optimizer.update(weight_decay=0.04, final_weight_decay=0.2)
     config.optimizer.clip_norm = 3.0
     config.optimizer.schedule.warmup_steps = 3000
     return config

@@ -14,16 +14,16 @@ from vitjax.config import base_config
 def get_config():
     config = base_config()
     config.batch_size = 256
-    config.total_steps = 1500
-    config.eval_every = 1500
+    config.total_steps = 1600
+    config.eval_every = 1600
     config.checkpoint_every = 500
 
-    config.model.update(width=128, depth=6, mlp_dim=512, num_heads=2, patch_size=4)
+    config.model.update(width=96, depth=4, mlp_dim=384, num_heads=3, patch_size=4)
     config.model.update(num_classes=0, positions="sincos2d", scan=False)
     config.objective = {
         "target": "vitjax.objectives.mae:MAE",
         "mask_ratio": 0.75,
-        "decoder": {"width": 64, "depth": 2, "num_heads": 1},
+        "decoder": {"width": 48, "depth": 1, "num_heads": 1},
     }
 
     folder = "vitjax.data.sources.folders:open_folder"

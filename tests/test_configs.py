@@ -15,8 +15,14 @@ CONFIGS = sorted(p.stem for p in config_lib.config_folder().glob("*.py"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_shipped_config_takes_one_abstract_step(name):
+def test_every_shipped_config_takes_one_abstract_step(name, native, tmp_path):
     config = config_lib.override(config_lib.load_config(name), ["batch_size=64"])
+    if "teacher" in config.objective:  # of the student's images, classes and patches
+        data, patch = config.data, config.model.patch_size
+        patch = patch or int(config.model.shape.partition("/")[2])
+        teacher = native(data.image_size, data.channels, config.model.num_classes, patch_size=patch)
+        teacher.save(tmp_path / "teacher")
+        config.objective.teacher = str(tmp_path / "teacher")
     exp = experiment.build(config)
     state, metrics = jax.eval_shape(exp.train_step, exp.abstract_state, exp.abstract_batch)
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731

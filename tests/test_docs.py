@@ -37,6 +37,11 @@ SHRINK_TRANSFER = [
     "--config.robustness=False", "--config.low_data.labelled=()",
 ]  # fmt: skip
 
+SHRINK_PLAN = [
+    "--config.model.depth=2", "--config.model.width=512", "--config.model.mlp_dim=1024",
+    "--config.model.num_heads=16", "--best=1",
+]  # fmt: skip
+
 MY_CONFIG = """
 from vitjax.config import load_config
 
@@ -136,6 +141,8 @@ def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys, n
         if "--format=onnx" in argv and importlib.util.find_spec("onnx") is None:
             pytest.skip("the guides' exports need vitjax[onnx]")
         shrunk = [*argv, *SHRINK] if argv[0] == "train" else argv
+        if argv[:2] in (["scaling", "report"], ["scaling", "freeze"], ["scaling", "fit"]):
+            shrunk = [*argv, "--resamples=10"]
         if argv[0] == "transfer" and argv[1] != "collect":
             shrunk = [*argv, *SHRINK_TRANSFER]
         assert cli.main(shrunk) == 0, f"{name}: {line}\n{capsys.readouterr().err}"
@@ -143,7 +150,7 @@ def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys, n
     for name, argv in plans:
         if "tpu:" in shlex.join(argv) and importlib.util.find_spec("libtpu") is None:
             pytest.skip("the guides' plans need vitjax[plan]")
-        shrunk = [sys.executable, "-m", "vitjax", *argv, "--config.model.depth=2", "--best=1"]
+        shrunk = [sys.executable, "-m", "vitjax", *argv, *SHRINK_PLAN]
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         done = subprocess.run(shrunk, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"{name}: {argv}\n{done.stderr}"

@@ -114,6 +114,26 @@ def test_adamw_equals_optax():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-9), a, b)
 
 
+def test_weight_decay_goes_from_the_first_to_the_last_along_half_a_cosine():
+    tree = params()
+    nothing = jax.tree.map(jnp.zeros_like, tree)
+    rates, settings = (
+        1e-2 * np.array([0.2, 0.4, 0.6, 0.8, 1, 1]),
+        {"clip_norm": None, "weight_decay": 0.04},
+    )
+    moving = make("adam", final_weight_decay=0.2, total_steps=4, **settings)
+    state, seen = moving.init(tree), []
+    for rate in rates:
+        updates, state = moving.update(nothing, state, tree)
+        seen.append(float((-updates["head"]["kernel"] / tree["head"]["kernel"]).mean() / rate))
+    wanted = [0.2 - 0.16 * (1 + np.cos(np.pi * min(t, 4) / 4)) / 2 for t in range(6)]
+    np.testing.assert_allclose(seen, wanted, rtol=1e-5)
+    assert not updates["blocks"]["norm1"]["scale"].any()
+    same = make("adam", final_weight_decay=0.04, total_steps=4, **settings)
+    plain = make("adam", **settings)  # and its state is that of before there was a schedule
+    assert jax.tree.structure(same.init(tree)) == jax.tree.structure(plain.init(tree))
+
+
 def test_decay_factors_let_the_last_pattern_win():
     factors = optim.decay_factors(params(), ((".*/kernel", 1.0), ("head/kernel", 100.0)))
     assert factors["head"]["kernel"] == 100.0
@@ -188,6 +208,8 @@ def test_ema_equals_its_closed_form():
         ({"freeze": (".*",)}, "freezes every parameter"),
         ({"freeze": ("[",)}, "pattern"),
         ({"weight_decay": 0.1, "decay": (("kernels", 1.0),)}, "matches no parameter"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),
+        ({"final_weight_decay": -0.1}, "final_weight_decay must not be negative, got -0.1"),
         ({"peak_lr": 0.0}, "peak_lr must be positive"),
         ({"layer_decay": 1.5}, "layer_decay"),
         ({"clip_norm": -1.0}, "clip_norm"),

@@ -115,6 +115,7 @@ def base_config() -> Config:
                 "schedule": {"target": "vitjax.schedules:cosine", "warmup_steps": 0},
                 "peak_lr": 1e-3,
                 "weight_decay": 0.0,  # times the learning rate, as in AdamW
+                "final_weight_decay": None,  # where half a cosine leads it; None: it stays
                 "decay": ((".*/kernel", 1.0),),  # pattern and factor; the last match counts
                 "layer_decay": None,
                 "freeze": (),

@@ -227,6 +227,7 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
         params,
         algorithm=algorithm,
         schedule=schedule,
+        total_steps=config.total_steps,
         frozen_blocks=config.model.get("frozen_blocks", 0),
         **settings,
     )

@@ -237,6 +237,8 @@ def make_optimizer(
     schedule: Schedule,
     peak_lr: float,
     weight_decay: float = 0.0,
+    final_weight_decay: float | None = None,
+    total_steps: int = 1,
     decay: Sequence[tuple[str, float]] = ((r".*/kernel", 1.0),),
     layer_decay: float | None = None,
     freeze: Sequence[str] = (),
@@ -250,6 +252,8 @@ def make_optimizer(
       algorithm: maps gradients to updates before the learning rate.
       schedule: the fraction of `peak_lr` at each update.
       weight_decay: decoupled and multiplied by the learning rate, as in AdamW.
+      final_weight_decay: where it is led along half a cosine (DINO, arXiv 2104.14294); None to stay.
+      total_steps: the updates which that takes.
       decay: patterns of the parameters that decay, each with a factor of `weight_decay`; where
         several match, the last one counts.
       layer_decay: see `layer_scales`; None for off.
@@ -264,12 +268,18 @@ def make_optimizer(
         raise InputError(f"optimizer.clip_norm must be positive or None, got {clip_norm}")
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise InputError(f"optimizer.layer_decay must be in (0, 1] or None, got {layer_decay}")
+    last_decay = weight_decay if final_weight_decay is None else final_weight_decay
+    if min(weight_decay, last_decay) < 0:
+        name = "weight_decay" if weight_decay < 0 else "final_weight_decay"
+        raise InputError(
+            f"optimizer.{name} must not be negative, got {min(weight_decay, last_decay)}"
+        )
     whole, params = params, jax.eval_shape(lambda p: _above(p, frozen_blocks), params)
     chain = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
     chain.append(algorithm)
-    if weight_decay:
+    if weight_decay or last_decay:
         factors = decay_factors(params, decay)
-        chain.append(optax.stateless(lambda u, p: _add_decay(u, p, factors, weight_decay)))
+        chain.append(_weight_decay(factors, weight_decay, last_decay, total_steps))
     if layer_decay is not None:
         scales = layer_scales(params, layer_decay)
         chain.append(optax.stateless(lambda updates, _: _multiply(updates, scales)))
@@ -351,7 +361,24 @@ def _multiply(updates: PyTree, scales: PyTree) -> PyTree:
     )
 
 
-def _add_decay(updates: PyTree, params: PyTree, factors: PyTree, weight_decay: float) -> PyTree:
+def _weight_decay(
+    factors: PyTree, first: float, last: float, total_steps: int
+) -> optax.GradientTransformation:
+    """Adds factor x decay x parameter; the decay goes from the first to the last."""
+    if first == last:
+        return optax.stateless(lambda u, p: _add_decay(u, p, factors, first))
+
+    def update(updates, count, params=None):
+        share = jnp.minimum(count / total_steps, 1.0)
+        now = last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2
+        return _add_decay(updates, params, factors, now), count + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def _add_decay(
+    updates: PyTree, params: PyTree, factors: PyTree, weight_decay: float | Array
+) -> PyTree:
     return jax.tree.map(
         lambda u, p, f: u if _is_masked(u) or not f else u + (weight_decay * f) * p,
         updates, params, factors, is_leaf=_is_masked,
