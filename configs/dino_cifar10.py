@@ -21,18 +21,19 @@ COLOURS = (
 def get_config():
     config = base_config()
     config.batch_size = 128
-    config.total_steps = 1000
-    config.eval_every = 1000
+    config.total_steps = 1200
+    config.eval_every = 1200
     config.checkpoint_every = 500
 
-    config.model.update(width=128, depth=6, mlp_dim=512, num_heads=2, patch_size=4)
-    config.model.update(num_classes=0, pool="cls", mask_token=True, scan=False)
-    crops = {"global_size": 32, "local_size": 16, "num_local": 4}
+    config.model.update(width=96, depth=4, mlp_dim=384, num_heads=3, patch_size=8)
+    config.model.update(num_classes=0, pool="gap", mask_token=True, scan=False)
+    crops = {"global_size": 32, "local_size": 16, "num_local": 2}
     config.objective = {
         "target": "vitjax.objectives.dino:DINO",
-        "head": {"prototypes": 1024, "hidden": 256, "bottleneck": 64},
-        "momentum": 0.99,
-        "freeze_last_layer_steps": 100,
+        "head": {"prototypes": 128, "hidden": 128, "bottleneck": 32},
+        "momentum": 0.97,
+        "teacher_temperature": (0.02, 0.04),
+        "freeze_last_layer_steps": 50,
     } | crops
 
     folder = "vitjax.data.sources.folders:open_folder"
@@ -41,7 +42,7 @@ def get_config():
     config.data.update(image_size=32, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
     config.augment = (
         {"target": "vitjax.data.multicrop:MultiCrop", "operations": COLOURS,
-         "global_area": (0.4, 1.0), "local_area": (0.1, 0.4)} | crops,
+         "global_area": (0.5, 1.0), "local_area": (0.2, 0.5)} | crops,
     )  # fmt: skip
 
     config.optimizer.peak_lr = 1e-3

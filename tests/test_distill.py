@@ -84,10 +84,15 @@ def test_the_teacher_sees_its_own_normalisation(teacher):
     config = config_of(teacher)
     config.data.mean, config.data.std = (0.1,), (0.7,)
     exp = experiment.build(config, devices=jax.devices()[:1])
-    unit = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
-    ours, theirs = exp.preprocess, exp.objective._loaded.preprocess
-    found = exp.objective._for_teacher(ours.normalise(unit))
-    np.testing.assert_allclose(found, theirs.normalise(unit), atol=1e-5)
+    same = experiment.build(config_of(teacher), devices=jax.devices()[:1])
+    unit, losses = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1)), []
+    for one in (exp, same):
+        state = warm_start.first_state(one)
+        assert not state.params["model"]["head"]["kernel"].any()  # a student that sees nothing yet
+        batch = {"images": one.preprocess.normalise(unit)}
+        losses.append(one.objective.loss(state.params, state.extra, batch, None)[0])
+    assert losses[0] > 1e-4
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -125,7 +125,7 @@ def test_a_real_law_is_supported_and_shuffled_data_never():
     fit = fit_curve(x, y)
     assert fit.verdict.startswith("supported up to ")
     assert fit.reach > 3
-    for _ in range(12):
+    for _ in range(6):
         assert fit_curve(x, generator.permutation(y)).verdict.startswith("not supported: ")
     assert fit_curve(x, np.full(20, 0.3)).verdict.startswith("not supported: ")
     assert fit_curve(x[:5], y[:5]).verdict == "not supported: 5 different x are too few; 7 needed"
@@ -209,24 +209,24 @@ def test_an_outlier_pulls_less_under_huber():
 
 
 def test_learning_curves_are_extrapolated_better_than_by_a_power_law(test_data):
-    """A sixth of the 36 curves; benchmarks/scaling_curves.py scores all of them."""
+    """A ninth of the 36 curves; benchmarks/scaling_curves.py scores all of them."""
     curves: dict = {}
     with (test_data / "scaling" / "learning_curves_vision.csv").open() as file:
         for row in csv.DictReader(file):
             values = (float(row["Seen Examples"]), float(row["Loss"]), int(row["Training"]))
             curves.setdefault((row["Task"], row["Model"]), []).append(values)
     ours, power, covered = [], [], []
-    for name in sorted(curves)[2::6]:
+    for name in sorted(curves)[2::9]:
         values = np.array(sorted(curves[name]))
         train, test = (values[values[:, 2] == flag] for flag in (1, 0))
-        fit = fit_curve(train[:, 0], train[:, 1], resamples=60)
+        fit = fit_curve(train[:, 0], train[:, 1], resamples=40)
         simple = fit.fits["power"].log_predict(test[:, 0])
         truth = np.log(test[:, 1])
         ours.append(np.sqrt(np.mean((np.log(fit.predict(test[:, 0])) - truth) ** 2)))
         power.append(np.sqrt(np.mean((simple - truth) ** 2)))
         low, high = fit.interval(test[:, 0], 0.8)
         covered.append(np.mean((low <= test[:, 1]) & (test[:, 1] <= high)))
-    assert len(ours) == 6
+    assert len(ours) == 4
     assert np.mean(ours) < 0.6 * np.mean(power)
     assert 0.5 < np.mean(covered) < 0.99
 

@@ -252,7 +252,7 @@ def make_optimizer(
       algorithm: maps gradients to updates before the learning rate.
       schedule: the fraction of `peak_lr` at each update.
       weight_decay: decoupled and multiplied by the learning rate, as in AdamW.
-      final_weight_decay: where it is led along half a cosine (DINO, arXiv 2104.14294); None to stay.
+      final_weight_decay: where half a cosine leads it (DINO, arXiv 2104.14294); None to stay.
       total_steps: the updates which that takes.
       decay: patterns of the parameters that decay, each with a factor of `weight_decay`; where
         several match, the last one counts.
