@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--init", default="")
     parser.add_argument("--drop", default="")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the config")
+    parser.add_argument("--pixels", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--out", default="", help="a JSON file for the numbers")
     options = parser.parse_args()
@@ -76,7 +77,7 @@ def main() -> None:
         exp = experiment.build(config)
         state = warm_start.first_state(exp)
         rows = {"before": evaluate(exp, state)}
-        if not found["pixels"]:
+        if options.pixels and not found["pixels"]:
             pixels = dataclasses.replace(exp, objective=Pixels(exp.model))
             rows["pixels"] = evaluate(pixels, state)
         del state
@@ -89,9 +90,10 @@ def main() -> None:
             for key, value in row.items():
                 found[kind].setdefault(key, []).append(value)
         if options.out:
-            Path(options.out).write_text(json.dumps(vars(options) | found, indent=1) + "\n")
+            about = {"config": options.config, "set": options.set, "init": bool(options.init)}
+            Path(options.out).write_text(json.dumps(about | found, indent=1) + "\n")
     print(f"{'':10}" + "".join(f"{key:>24}" for key in KEPT))
-    for kind, row in found.items():
+    for kind, row in ((kind, row) for kind, row in found.items() if row):
         print(f"{kind:10}" + "".join(f"{interval(row[key]):>24}" for key in KEPT))
 
 

@@ -21,12 +21,12 @@ COLOURS = (
 def get_config():
     config = base_config()
     config.batch_size = 128
-    config.total_steps = 1200
-    config.eval_every = 1200
-    config.checkpoint_every = 500
+    config.total_steps = 800
+    config.eval_every = 800
+    config.checkpoint_every = 200
 
     config.model.update(width=96, depth=4, mlp_dim=384, num_heads=3, patch_size=8)
-    config.model.update(num_classes=0, pool="gap", mask_token=True, scan=False)
+    config.model.update(num_classes=0, pool="gap", mask_token=True, stem="conv", scan=False)
     crops = {"global_size": 32, "local_size": 16, "num_local": 2}
     config.objective = {
         "target": "vitjax.objectives.dino:DINO",
@@ -45,7 +45,7 @@ def get_config():
          "global_area": (0.5, 1.0), "local_area": (0.2, 0.5)} | crops,
     )  # fmt: skip
 
-    config.optimizer.peak_lr = 1e-3
+    config.optimizer.peak_lr = 2e-3
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 3.0
     config.optimizer.schedule.warmup_steps = 100

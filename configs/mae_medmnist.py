@@ -15,8 +15,7 @@ from vitjax.config import load_config
 def get_config():
     config = load_config("mae_cifar10").unlock()
     root = config.data.get_ref("root")
-    reader = {"target": "vitjax.medical.readers.medmnist:medmnist", "path": root}
-    rows = {"target": "vitjax.medical.sources:cohort_rows", "cohort": reader}
+    rows = {"target": "vitjax.data.sources.arrays:Npz", "path": root}
     train, test = (rows | {"split": split} for split in ("train", "test"))
     config.data.source = train
     config.data.update(image_size=28, channels=1, mean=(0.5,), std=(0.25,))
@@ -24,9 +23,9 @@ def get_config():
         {"target": "vitjax.data.transforms:RandomResizedCrop", "min_area": 0.5},
     )
     config.augment = ()
-    config.total_steps = 600
-    config.eval_every = 600
-    config.checkpoint_every = 200
+    config.total_steps = 300
+    config.eval_every = 300
+    config.checkpoint_every = 100
     config.optimizer.peak_lr = 1e-3
 
     knn, probe = "vitjax.evals.knn:KNN", "vitjax.evals.linear_probe:LinearProbe"

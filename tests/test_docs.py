@@ -101,7 +101,8 @@ def make_medical(folder):
         arrays[f"{split}_images"] = rng.integers(0, 200, (count, 28, 28)).astype(np.uint8)
         arrays[f"{split}_images"][labels == 1] //= 2
         arrays[f"{split}_labels"] = labels[:, None].astype(np.uint8)
-    np.savez(folder / "breastmnist.npz", **arrays)
+    for name in ("breastmnist", "pneumoniamnist"):
+        np.savez(folder / f"{name}.npz", **arrays)
     lines = ["path,label,patient_id,sex"]
     for i in range(40):
         Image.fromarray(rng.integers(0, 255, (30, 30), np.uint8)).save(folder / f"scan{i}.png")
