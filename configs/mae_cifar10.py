@@ -4,8 +4,9 @@
 
 The data: `train/<class>/*.png` and `test/<class>/*.png` (or .jpg); classes are for evaluation
 alone.
-Runs on: two CPU cores; one GPU for the 400 epochs (--config.total_steps=78125) of a real try.
-Expected: not known yet. Not run by us but for its first steps.
+Runs on: two CPU cores, in about ten minutes and two more for the evaluation.
+Expected: 47% by nearest neighbours, 49% by ridge regression; see docs/objectives.md. Run by us with
+three seeds.
 """
 
 from vitjax.config import base_config
