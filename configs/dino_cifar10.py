@@ -4,8 +4,10 @@
 
 The data: `train/<class>/*.png` and `test/<class>/*.png` (or .jpg); classes are for evaluation
 alone.
-Runs on: two CPU cores; one GPU for a real try (--config.total_steps=40000).
-Expected: not known yet. Not run by us.
+Runs on: two CPU cores, in about ten minutes; one GPU for a real try (patches of 4,
+--config.total_steps=40000).
+Expected: 38% by nearest neighbours, from 31% as drawn; see docs/objectives.md. Run by us with three
+seeds; the real try is not.
 """
 
 from vitjax.config import base_config

@@ -4,7 +4,7 @@
     vitjax train --config=distill_digits --workdir=runs/distill_digits \\
         --config.objective.teacher=runs/labelled_digits
 
-Runs on: two CPU cores, in about a minute.
+Runs on: two CPU cores, in about a minute and a half.
 Expected: see docs/objectives.md. Run by us.
 """
 

@@ -143,7 +143,7 @@ def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys, n
             pytest.skip("the guides' exports need vitjax[onnx]")
         shrunk = [*argv, *SHRINK] if argv[0] == "train" else argv
         if argv[:2] in (["scaling", "report"], ["scaling", "freeze"], ["scaling", "fit"]):
-            shrunk = [*argv, "--resamples=10"]
+            shrunk = [*argv, "--resamples=50"]
         if argv[0] == "transfer" and argv[1] != "collect":
             shrunk = [*argv, *SHRINK_TRANSFER]
         assert cli.main(shrunk) == 0, f"{name}: {line}\n{capsys.readouterr().err}"
