@@ -368,10 +368,10 @@ def _weight_decay(
     if first == last:
         return optax.stateless(lambda u, p: _add_decay(u, p, factors, first))
 
-    def update(updates, count, params=None):
-        share = jnp.minimum(count / total_steps, 1.0)
+    def update(updates, state, params=None):
+        share = jnp.minimum(state / total_steps, 1.0)  # the state is the number of updates
         now = last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2
-        return _add_decay(updates, params, factors, now), count + 1
+        return _add_decay(updates, params, factors, now), state + 1
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
