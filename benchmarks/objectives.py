@@ -31,9 +31,7 @@ WORKERS = (WHOLE, VISIBLE, LIGHT, PUBLISHED, DINO)
 
 
 def make_encoder(model: Any, kept: int | None = None):
-    """An objective that only asks for the embedding: the encoder's own cost."""
-    import jax
-
+    """An objective that only asks for the tokens: the encoder's own cost."""
     from vitjax.models.shapes import count_flops
     from vitjax.objectives.masking import draw_masking
     from vitjax.objectives.objective import Objective
@@ -56,7 +54,7 @@ def make_encoder(model: Any, kept: int | None = None):
                 patches = dict(self.model.arguments)["geometry"].num_patches
                 keep["keep"] = draw_masking(key, len(images), patches, self.kept).keep
             seen = self.model.apply(params, images, key, **keep)
-            return (seen["tokens"] ** 2).mean(), (extra, {"rank": jax.numpy.zeros(())})
+            return (seen["tokens"] ** 2).mean(), (extra, {})
 
     return Encoder(model, kept)
 
@@ -65,7 +63,8 @@ def make_config(name: str, shape: str, batch: int):
     from vitjax import config as config_lib
     from vitjax.models.shapes import parse_shape
 
-    width = parse_shape(shape)[0].width
+    sizes, patch = parse_shape(shape)
+    width, visible = sizes.width, (SIZE // patch) ** 2 // 4
     config = config_lib.base_config()
     config.batch_size = batch
     config.model.update(shape=shape, num_classes=0, positions="sincos2d", scan=False)
@@ -76,7 +75,7 @@ def make_config(name: str, shape: str, batch: int):
     with config.ignore_type():
         config.objective = {
             WHOLE: {"target": f"{Path(__file__).stem}:make_encoder"},
-            VISIBLE: {"target": f"{Path(__file__).stem}:make_encoder", "kept": 49},
+            VISIBLE: {"target": f"{Path(__file__).stem}:make_encoder", "kept": visible},
             LIGHT: mae | {"decoder": light},
             PUBLISHED: mae | {"decoder": {"width": 512, "depth": 8, "num_heads": 16}},
             DINO: {"target": "vitjax.objectives.dino:DINO",

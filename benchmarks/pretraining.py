@@ -17,8 +17,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import scipy.stats
+
 KEPT = ("knn/accuracy", "probe/ridge_accuracy", "probe/sgd_accuracy")
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5% quantiles by the number of seeds
 
 
 def interval(values: list[float]) -> str:
@@ -26,7 +27,11 @@ def interval(values: list[float]) -> str:
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{mean:.1%}"
-    half = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    half = (
+        scipy.stats.t.ppf(0.975, len(values) - 1)
+        * statistics.stdev(values)
+        / math.sqrt(len(values))
+    )
     return f"{mean:.1%} ± {100 * half:.1f}"
 
 
