@@ -19,6 +19,7 @@ from vitjax.devices import peak_flops
 from vitjax.early_stop import EarlyStop
 from vitjax.errors import Preempted
 from vitjax.evals import evaluation
+from vitjax.profiling import profiler
 from vitjax.progress import ProgressLine, describe, logging_to
 from vitjax.rescue import Rescue
 from vitjax.stopping import Interrupted, Stop
@@ -40,8 +41,11 @@ def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
-def train(config: Config, workdir: str | Path) -> dict[str, float]:
+def train(config: Config, workdir: str | Path, profile: int | None = None) -> dict[str, float]:
     """Trains to the end of the config, from wherever the workdir stands.
+
+    Args:
+      profile: steps to trace once the run is steady, for a table of kernels (see `profiling`).
 
     Returns:
       The last metrics of the run.
@@ -59,6 +63,8 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     clock, stop = Clock(), Stop()
     workdir_lib.check(workdir, config)
     checkpoints = Checkpoints.of_run(workdir, config)
+    if profile is not None:
+        profiler.check(config, checkpoints.newest() or 0, profile)
     watchdog = Watchdog(config.faults.watchdog_seconds, workdir / "stacks.txt")
 
     def between_batches() -> None:
@@ -81,6 +87,8 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     ):
         run = _Run(exp, loader, evaluators, workdir, clock, console, stop, watchdog, checkpoints)
         run.attention, run.alarm, run.early_stop = attention, alarm, early_stop
+        if profile is not None and run.is_first:
+            run.profiler = profiler.Profiler(workdir / "profile", profile, clock)
         try:
             return run.go()
         finally:
@@ -113,6 +121,7 @@ class _Run:
         self.attention: Any = None
         self.alarm: Any = None
         self.early_stop = EarlyStop()
+        self.profiler: profiler.Profiler | None = None
         self.last: dict[str, float] = {}
         self.in_flight: collections.deque = collections.deque()
         self.steps_timed, self.marked_step, self.peak = 0, 0, math.inf
@@ -208,6 +217,8 @@ class _Run:
             train_state, metrics = train_step(train_state, batch)
             jax.tree.map(lambda x: x.copy_to_host_async(), metrics)
             self.in_flight.append((step, metrics))
+            if self.profiler is not None:
+                self.profiler.after_step(train_step, train_state, self._drain)
             while len(self.in_flight) > ahead:
                 self._collect()
             is_logged = _due(step, config.log_every, total)
@@ -264,7 +275,9 @@ class _Run:
         config, since = self.exp.config, self.clock.mark()
         steps, self.marked_step = step - self.marked_step, step
         self.steps_timed += steps
-        busy = since["total"] - sum(since.get(k, 0.0) for k in ("evaluate", "checkpoint"))
+        busy = since["total"] - sum(
+            since.get(k, 0.0) for k in ("evaluate", "checkpoint", "profile")
+        )
         rate = steps * config.batch_size / max(busy, 1e-9)
         flops = rate * self.exp.objective.flops_per_image
         row = {f"train/{k}": v for k, v in values.items()} | {
@@ -360,6 +373,8 @@ class _Run:
 
     def close(self) -> None:
         self.watchdog.stop()
+        if self.profiler is not None:
+            self.profiler.close()
         if self.line is not None:
             self.line.close()
         self.checkpoints.close()

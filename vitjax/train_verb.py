@@ -27,6 +27,14 @@ def main(argv: list[str]) -> int:
         metavar="STEPS",
         help="instead: train so many steps twice and compare every bit; nothing is written",
     )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        nargs="?",
+        const=5,
+        metavar="STEPS",
+        help="trace so many steady steps, and print which kernels they spend their time in",
+    )
     parser.add_argument("--config.KEY", metavar="VALUE", help="override any key of the config")
     arguments, assignments = cli.parse(parser, argv)
     config = config_lib.override(config_lib.load_config(arguments.config), assignments)
@@ -35,5 +43,5 @@ def main(argv: list[str]) -> int:
     with processes.joined(config.faults.heartbeat_seconds):
         if arguments.check_determinism is not None:
             return determinism.report(config, arguments.check_determinism)
-        train(config, arguments.workdir)
+        train(config, arguments.workdir, profile=arguments.profile)
     return 0

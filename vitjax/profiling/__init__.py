@@ -1,0 +1,1 @@
+"""`vitjax train --profile`: a trace around steady steps, and where their time goes."""
