@@ -1,4 +1,6 @@
-"""What augmentation on the device costs: python benchmarks/augment.py --photos=FOLDER_OR_ZIP
+"""What augmentation on the device costs.
+
+    python benchmarks/augment.py --photos=FOLDER_OR_ZIP [--rounds 7] [--out FILE.json]
 
 Each operation and each policy, jitted, over a batch of 64 images of 224 pixels: wall and CPU
 seconds, medians over interleaved rounds. RandAugment also against the same sixteen operations by
@@ -7,30 +9,29 @@ Pillow, in one thread over the same images. Ways to resample and to count values
 
 import argparse
 import io
-import json
 import math
-import os
-import platform
 import statistics
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import interleave
 import numpy as np
+import record
 from PIL import Image, ImageEnhance, ImageOps
 
-BATCH, SIZE = 64, 224
+BATCH, SIZE, ENDINGS = 64, 224, (".jpg", ".jpeg")
 
 
 def read_photos(place: str) -> np.ndarray:
     """BATCH photographs, some of them twice: uint8 [B, Y, X, 3]."""
     path = Path(place)
     if path.is_dir():
-        files = [p.read_bytes() for p in sorted(path.rglob("*")) if p.suffix.lower() == ".jpeg"]
+        files = [p.read_bytes() for p in sorted(path.rglob("*")) if p.suffix.lower() in ENDINGS]
     else:
         with zipfile.ZipFile(path) as archive:
-            names = sorted(n for n in archive.namelist() if n.lower().endswith(".jpeg"))
+            names = sorted(n for n in archive.namelist() if n.lower().endswith(ENDINGS))
             files = [archive.read(name) for name in names]
     opened = [Image.open(io.BytesIO(file)).convert("RGB") for file in files[:BATCH]]
     resized = [np.asarray(image.resize((SIZE, SIZE))) for image in opened]
@@ -157,6 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", required=True)
     parser.add_argument("--rounds", type=int, default=7)
+    place = Path(__file__).parent / "results" / "augment_cpu.json"
+    parser.add_argument("--out", default=str(place), help="a JSON file for the numbers")
     arguments = parser.parse_args()
     from vitjax import cpu
 
@@ -224,20 +227,18 @@ def main() -> None:
         print(f"{name:36}{row['wall ms']:10.1f}{row['cpu ms']:10.1f}")
     ratios = [a[1] / b[1] for a, b in zip(times["RandAugment"], times[pillow], strict=True)]
     result = {
-        "device": f"{os.cpu_count()} x {platform.machine()}",
         "batch": BATCH,
         "size": SIZE,
         "rounds": arguments.rounds,
         "milliseconds a batch": table,
         "CPU seconds of RandAugment on the device over Pillow's": {
             "median": statistics.median(ratios),
-            "quartiles": statistics.quantiles(ratios, n=4),
+            "quartiles": interleave.spread(ratios),
         },
-        "load average": os.getloadavg()[0],
     }
     print(f"RandAugment over Pillow's, CPU seconds: {statistics.median(ratios):.2f}")
-    place = Path(__file__).parent / "results" / "augment_cpu.json"
-    place.write_text(json.dumps(result, indent=1) + "\n")
+    rows = [record.row("RandAugment over Pillow's, CPU seconds", ratios)]
+    record.write(arguments.out, arguments, rows=rows, used=["pillow"], **result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What saving and restoring cost: python benchmarks/checkpointing.py [--rounds=7] [--shape=S/16]
+"""What saving and restoring cost.
+
+    python benchmarks/checkpointing.py [--rounds=7] [--shape=S/16] [--out FILE.json]
 
 Each round, in turn: the fingerprint of the state alone; a save that is waited for; the same number
 of steps without a save and with one beside them. Times are medians, with quartiles; ratios are
@@ -9,7 +11,6 @@ come from the kernel (Linux).
 import argparse
 import contextlib
 import json
-import platform
 import shutil
 import statistics
 import subprocess
@@ -19,10 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import interleave
 import jax
+import record
 
 from vitjax import config as config_lib
-from vitjax import cpu, experiment, parallel
+from vitjax import cpu, experiment
 from vitjax.checkpoints.policy import Keep
 from vitjax.checkpoints.run import Checkpoints
 from vitjax.checkpoints.store import parts_of
@@ -76,6 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--shape", default="S/16")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--out", help="a JSON file for the numbers; in benchmarks/results if none")
     arguments = parser.parse_args()
     cpu.keep_freed_memory()
 
@@ -140,22 +144,28 @@ def main() -> None:
         )
     ]  # fmt: skip
     result = {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "shape": arguments.shape, "rounds": arguments.rounds, "state MiB": size / 2**20,
-        "mesh": dict(exp.mesh.shape), "rows": len(parallel.process_rows(exp.mesh, arguments.batch)),
+        "mesh": dict(exp.mesh.shape),
         "seconds": {k: statistics.median(v) for k, v in times.items()},
-        "quartiles": {k: statistics.quantiles(v, n=4)[::2] for k, v in times.items()},
+        "quartiles": {k: interleave.spread(v)[::2] for k, v in times.items()},
         "fingerprint over save, wall": ratio("fingerprint wall", "save wall"),
         "fingerprint over save, CPU": ratio("fingerprint cpu", "save cpu"),
         "held up over save, wall": ratio("held up wall", "save wall"),
         "slower steps beside a save, over save": statistics.median(extra),
         **restored,
     }  # fmt: skip
-    text = json.dumps(result, indent=1)
-    print(text)
+    print(json.dumps(result, indent=1))
+    share = interleave.ratios(times["fingerprint wall"], times["save wall"])
+    held = interleave.ratios(times["held up wall"], times["save wall"])
+    what = f"{arguments.shape} save"
+    rows = [
+        record.row(what, times["save wall"], "wall-s"),
+        record.row(f"{what}: the step held up over it", held),
+        record.row(f"{what}: fingerprint over it", share),
+    ]
     name = f"checkpointing_{arguments.shape.replace('/', '')}_{jax.default_backend()}.json"
-    (Path(__file__).parent / "results" / name).write_text(text + "\n")
+    out = arguments.out or Path(__file__).parent / "results" / name
+    record.write(out, arguments, rows=rows, **result)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The input pipeline beside tf.data and a PyTorch DataLoader, over the same JPEG files.
 
     python benchmarks/input_pipeline.py --photos=FOLDER_OR_ZIP [--rounds 5] [--peers ours,torch]
-        [--tensorflow=PYTHON]
+        [--tensorflow=PYTHON] [--out FILE.json]
 
 Each peer draws the random resized crop of ImageNet (area 0.08 to 1, bilinear, no antialiasing but
 in Pillow, which has no other) at 224 pixels in a shuffled order and gives uint8 batches of 128;
@@ -21,7 +21,6 @@ import io
 import json
 import math
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -30,6 +29,8 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+
+import record
 
 BATCH, SIZE, SEED = 128, 224, 0
 
@@ -198,10 +199,10 @@ def copies(photos: str, folder: Path, count: int, quality: int | None = None) ->
     """The photographs over and over, as an image folder of two classes; encoded anew if asked."""
     files = []
     if Path(photos).is_dir():
-        files = [p.read_bytes() for p in sorted(Path(photos).rglob("*.jpg"))]
+        files = [p.read_bytes() for p in sorted(Path(photos).rglob("*.jp*g"))]
     else:
         with zipfile.ZipFile(photos) as archive:
-            names = sorted(n for n in archive.namelist() if n.endswith((".jpg", ".JPEG")))
+            names = sorted(n for n in archive.namelist() if n.endswith((".jpg", ".jpeg", ".JPEG")))
             files = [archive.read(name) for name in names]
     if quality:
         from PIL import Image
@@ -227,6 +228,7 @@ def main() -> None:
     parser.add_argument("--quality", type=int, help="encodes the photographs anew")
     parser.add_argument("--peers", default="ours,ours-1,ours-antialias,store,grain,torch")
     parser.add_argument("--tensorflow")
+    parser.add_argument("--out", help="a JSON file for the numbers; in benchmarks/results if none")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -251,7 +253,6 @@ def main() -> None:
                 found[peer].append(json.loads(run.stdout.splitlines()[-1]))
             print(f"round {round_number + 1}/{arguments.rounds}", file=sys.stderr, flush=True)
     result = {
-        "device": f"{os.cpu_count()} x {platform.machine()}",
         "files": arguments.files, "quality": arguments.quality, "bytes a file": round(size),
         "rounds": arguments.rounds,
         "peers": {
@@ -269,7 +270,15 @@ def main() -> None:
         },
     }  # fmt: skip
     name = f"input_pipeline{f'_q{arguments.quality}' if arguments.quality else ''}_cpu.json"
-    (Path(__file__).parent / "results" / name).write_text(json.dumps(result, indent=1) + "\n")
+    rows = [
+        record.row(f"{peers[0]} over {peer}, images a CPU-second",
+                   [a["a CPU-second"] / b["a CPU-second"] for a, b in
+                    zip(found[peers[0]], found[peer], strict=True)])
+        for peer in peers[1:]
+    ]  # fmt: skip
+    out = arguments.out or Path(__file__).parent / "results" / name
+    used = ["grain", "torch", "pillow", "opencv-python-headless", "turbojpeg"]
+    record.write(out, arguments, rows=rows, used=used, **result)
     columns = (
         "peer",
         "images a CPU-second",

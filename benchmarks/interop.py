@@ -1,6 +1,6 @@
 """Importing and exporting ViT-L/16: peak memory and time, beside a plain copy of the file.
 
-    python benchmarks/interop.py
+    python benchmarks/interop.py [--rounds 5] [--out FILE.json]
 
 Each command runs in a process of its own, taking turns; the copy is read, written and synchronised
 to the disk, as the commands do. Memory is the process's peak resident size, all of Python and JAX
@@ -9,9 +9,7 @@ included, over the file's size. Time is the whole process's, and without start-u
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -19,6 +17,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import interleave
+import record
 
 MAKE = """
 import dataclasses, sys
@@ -67,7 +68,10 @@ def run(code: str, *arguments: str) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    results = Path(__file__).parent / "results" / "interop.json"
+    parser.add_argument("--out", default=str(results), help="a JSON file for the numbers")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     folder = Path(tempfile.mkdtemp())
     source = folder / "source"
     run(MAKE, str(source))
@@ -84,33 +88,35 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     peak: dict[str, list[int]] = {name: [] for name in cases}
     for _ in range(rounds):
-        for name, (code, *arguments) in cases.items():
-            taken, memory = run(code, *arguments)
+        for name, (code, *words) in cases.items():
+            taken, memory = run(code, *words)
             seconds[name].append(taken)
             peak[name].append(memory)
             out = folder / "out"
             shutil.rmtree(out, ignore_errors=True)
             out.unlink(missing_ok=True)
     copy, start = (statistics.median(seconds[name]) for name in ("copy", "start-up"))
-    rows = []
+    cases_found, rows = [], []
     print(f"file: {size / 1e9:.2f} GB; copy {copy:.2f} s; start-up {start:.2f} s")
     for name in cases:
         middle = statistics.median(seconds[name])
-        rows.append({
+        cases_found.append({
             "case": name, "seconds": middle, "all_seconds": seconds[name],
             "times_copy_without_start": (middle - start) / copy,
             "peak_over_file": statistics.median(peak[name]) / size,
         })  # fmt: skip
-        print(f"{name:20} {middle:6.2f} s  {rows[-1]['times_copy_without_start']:5.2f} x copy  "
-              f"peak {rows[-1]['peak_over_file']:.2f} x file")  # fmt: skip
-    about = {
-        "file_bytes": size,
-        "rounds": rounds,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-    }
-    results = Path(__file__).parent / "results" / "interop.json"
-    results.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+        last = cases_found[-1]
+        print(f"{name:20} {middle:6.2f} s  {last['times_copy_without_start']:5.2f} x copy  "
+              f"peak {last['peak_over_file']:.2f} x file")  # fmt: skip
+        if name not in ("copy", "start-up"):
+            alone = [t - s for t, s in zip(seconds[name], seconds["start-up"], strict=True)]
+            times = interleave.ratios(alone, seconds["copy"])
+            memory = [float(m) / size for m in peak[name]]
+            rows.append(record.row(f"L/16 {name}, times a copy", times, at_most=3))
+            rows.append(record.row(f"L/16 {name}, memory over file", memory, at_most=2.5))
+    record.write(
+        arguments.out, arguments, rows=rows, used=["onnx"], file_bytes=size, cases=cases_found
+    )
     shutil.rmtree(folder)
 
 

@@ -1,21 +1,19 @@
-"""What the loop adds to the bare jitted step, and what a start costs.
+"""What the loop adds to the bare jitted step. (What a start costs: startup.py.)
 
-    python benchmarks/loop.py [--rounds 7]
+    python benchmarks/loop.py [--rounds 7] [--width 64] [--out FILE.json]
 
 A round runs the quickstart's step 60 times by itself, on one batch, and `vitjax train` over as many
 steps (between its first and last log line: data, metrics, logging; no evaluation, no checkpoint).
 """
 
 import argparse
-import json
-import os
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+import record
+
+from vitjax import bench
 
 STEPS = 60
 
@@ -50,30 +48,13 @@ def looped(config, folder: str) -> tuple[float, float]:
     return config.batch_size / row["perf/images_per_second"], row["perf/data_wait_fraction"]
 
 
-def start_costs() -> dict[str, float]:
-    """CPU seconds of `vitjax --help`, and from the command to the first step, nothing cached."""
-    with tempfile.TemporaryDirectory() as folder:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "vitjax", "--help"], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        argv = ["train", "--config=quickstart", f"--workdir={folder}/run"]
-        argv += ["--config.total_steps=3", "--config.optimizer.schedule.warmup_steps=1"]
-        environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-        command = [sys.executable, "-m", "vitjax", *argv]
-        subprocess.run(command, check=True, capture_output=True, env=environment)
-        lines = Path(folder, "run", "events.jsonl").read_text().splitlines()
-        events = [json.loads(line) for line in lines]
-    return {
-        "help": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "to the first step": next(e["cpu_seconds"] for e in events if e["event"] == "first_step"),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--width", type=int, default=64, help="of the quickstart's model")
+    parser.add_argument("--out", default="", help="a JSON file for the numbers")
     options = parser.parse_args()
+    record.warn_if_busy()
     from vitjax import cpu
 
     cpu.keep_freed_memory()
@@ -90,7 +71,7 @@ def main() -> None:
     exp = experiment.build(config)
     step = exp.compile()
     loader = experiment.make_loader(config, config.data.source, exp.preprocess, training=True)
-    pairs, waits = [], []
+    pairs, waits, steps = [], [], []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
             alone = bare(exp, step, loader)
@@ -98,14 +79,14 @@ def main() -> None:
             after = bare(exp, step, loader)
         pairs.append(inside / ((alone + after) / 2))
         waits.append(wait)
+        steps.append([alone, inside, after])
         print(f"step {alone * 1e3:.1f} and {after * 1e3:.1f} ms, in the loop {inside * 1e3:.1f} ms")
-    result = {
-        "loop over bare step": statistics.median(pairs),
-        "quartiles": statistics.quantiles(pairs, n=4),
-        "data wait fraction": statistics.median(waits),
-        "CPU seconds": start_costs(),
-    }
-    print(json.dumps(result, indent=2))
+    rows = [
+        record.row(f"loop over bare step, quickstart {options.width} wide", pairs, at_most=1.02),
+        record.row("share of the loop that waits for data", waits),
+    ]
+    print(bench.table(rows))
+    record.write(options.out, options, rows=rows, ratios=pairs, waits=waits, steps=steps)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import interleave
+import record
 
 SIZE = 224
 CROPS = {"global_size": SIZE, "local_size": 96, "num_local": 8}
@@ -200,9 +201,12 @@ def main() -> None:
         implied = counts[WHOLE]["counted"] / found["counted"]
         print(f"{name:24} {found['counted']:8.1f} {found['written']:8.1f} {faster:13.2f} "
               f"{implied:8.2f}")  # fmt: skip
-    if options.out:
-        found = {"reports": reports, "gflops": counts, "contrastive_mib": memory}
-        Path(options.out).write_text(json.dumps(vars(options) | found, indent=1))
+    rows = []
+    for name in (LIGHT, PUBLISHED, DINO):
+        faster = interleave.ratios(reports[WHOLE]["wall"], reports[name]["wall"])
+        rows.append(record.row(f"{options.shape} {name}: times faster than the encoder", faster))
+    record.write(options.out, options, rows=rows, reports=reports, gflops=counts,
+                 contrastive_mib=memory)  # fmt: skip
 
 
 if __name__ == "__main__":

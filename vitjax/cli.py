@@ -30,6 +30,7 @@ VERBS = {
     "data": ("vitjax.data.verb", "prepare, look at and measure image data"),
     "transfer": ("vitjax.medical.verb", "fine-tune on labelled medical images, with a report"),
     "predict": ("vitjax.predict", "classify a folder or a file of images into a CSV"),
+    "bench": ("vitjax.bench", "measure this machine beside torch and timm, against the goals"),
     "explain": ("vitjax.explain.verb", "show which parts of an image a prediction rests on"),
 }
 
