@@ -87,7 +87,7 @@ def test_overrides_keep_types():
         ("optimizer.peek_lr=1", "did you mean 'peak_lr'"),
         ("batch_size=1.5", "type float; it must be int"),
         ("batch_size=many", "type str; it must be int"),
-        ("model.scan=1", "it must be bool"),
+        ("model.qk_norm=1", "it must be bool"),
         ("optimizer=3", "is a block"),
         ("augment.2.pixels=1", "allowed: 0, 1"),
         ("seed", "needs a value"),

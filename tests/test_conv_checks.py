@@ -19,7 +19,7 @@ from vitjax.models.bit import bit
 from vitjax.models.conv import Conv, GroupNorm, convolve, standardise
 from vitjax.models.convnext import convnext
 from vitjax.models.vit import vit
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 # What the Hugging Face folders of two tiny networks say of them.
 HF = {

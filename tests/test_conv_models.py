@@ -18,7 +18,7 @@ from vitjax.models.bit import bit
 from vitjax.models.conv import GroupNorm, standardise
 from vitjax.models.convnext import convnext
 from vitjax.models.vit import vit
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 BIT = {"blocks": (2, 1, 1), "widths": (32, 64, 128), "root_width": 16, "groups": 8}
 CONVNEXT = {"blocks": (2, 1, 2), "widths": (8, 16, 32), "layer_scale": 0.5}

@@ -33,7 +33,8 @@ from vitjax.models.convnext import convnext
 from vitjax.models.vit import vit
 from vitjax.objectives.objective import Objective
 from vitjax.objectives.supervised import Supervised
-from vitjax.parallel import Precision, make_mesh
+from vitjax.parallel import make_mesh
+from vitjax.precision import Precision
 
 SIZE = 8
 

@@ -275,7 +275,8 @@ def test_the_gradient_of_attention_is_a_difference_of_logits(small):
 def test_offsets_of_zero_change_nothing_and_reach_the_logits(pool):
     model = vit(**SMALL, pool=pool)
     params = drawn(model)
-    plain = applied(model, params, noise())["logits"]
+    plain = applied(model, params, noise(), intermediates=True)["logits"]
+    np.testing.assert_allclose(plain, applied(model, params, noise())["logits"], rtol=1e-4)
     weights, gradients = sloped(model, params, noise(), jnp.zeros(2, jnp.int32))
     assert set(weights) == ({"blocks", "pool"} if pool == "map" else {"blocks"})
     zeros = {name: {"attention_weights": jnp.zeros_like(x)} for name, x in weights.items()}

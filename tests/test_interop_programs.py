@@ -15,7 +15,7 @@ from vitjax.interop.stablehlo import write_stablehlo
 from vitjax.models.bit import bit
 from vitjax.models.convnext import convnext
 from vitjax.models.vit import vit
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 BIG = {"image_size": 32, "channels": 3, "num_classes": 5}
 SMALL = {"width": 32, "depth": 2, "mlp_dim": 48, "num_heads": 4}

@@ -7,7 +7,7 @@ from vitjax.errors import InputError
 from vitjax.models import shapes
 from vitjax.models.positions import rope_angles, rotate, sincos2d_positions
 from vitjax.models.vit import patchify, vit
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 SMALL = {
     "image_size": 16,
@@ -150,7 +150,7 @@ def test_stochastic_depth_drops_whole_branches_of_single_examples():
 
 
 def test_bfloat16_compute_keeps_float32_where_it_matters():
-    from vitjax.parallel import Precision
+    from vitjax.precision import Precision
 
     model = vit(**SMALL, precision=Precision(compute="bfloat16"))
     params = model.init(jax.random.key(0))

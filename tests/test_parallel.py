@@ -10,6 +10,7 @@ import pytest
 from test_train import run_steps
 
 from vitjax import experiment, optim, parallel
+from vitjax import precision as precision_lib
 from vitjax.checkpoints.run import Checkpoints
 from vitjax.errors import InputError
 from vitjax.fingerprint import fingerprint
@@ -87,14 +88,14 @@ def test_gradients_are_summed_in_the_type_that_the_policy_says(make_config):
     exact = rows.astype(jnp.float32).T @ rows.astype(jnp.float32)
     errors = {}
     for gradients in ("bfloat16", "float32"):
-        precision = parallel.make_precision(compute="bfloat16", gradients=gradients)
+        precision = precision_lib.make_precision(compute="bfloat16", gradients=gradients)
         _, pull = jax.vjp(lambda k, p=precision: layers.product(rows, k, 1, p), kernel)
         (found,) = pull(rows)
         assert found.dtype == jnp.float32
         errors[gradients] = float(jnp.abs(found - exact).max())
     assert errors["float32"] < 1e-2 < errors["bfloat16"]
     with pytest.raises(InputError, match=r"precision.gradients"):
-        parallel.make_precision(compute="float32", gradients="bfloat16")
+        precision_lib.make_precision(compute="float32", gradients="bfloat16")
     config = make_config(precision__compute="bfloat16", precision__gradients="float32")
     assert all(np.isfinite(run_steps(config, devices=jax.devices()[:1])[0]))
 
@@ -102,7 +103,7 @@ def test_gradients_are_summed_in_the_type_that_the_policy_says(make_config):
 def test_wide_gradients_of_float32_products_equal_plain_ones():
     key = jax.random.key(0)
     rows, kernel = jax.random.normal(key, (6, 2, 3)), jax.random.normal(key, (2, 3, 4, 5))
-    precision = parallel.Precision()
+    precision = precision_lib.Precision()
 
     def loss(function, rows, kernel):
         return (function(rows, kernel, 2, precision) ** 2).sum()

@@ -135,7 +135,7 @@ def test_cells_become_training_configs_that_build(plan):
         assert config.checkpoint.at_steps == steps
         assert config.mesh.fsdp == -1
         model = experiment.make_model(
-            config.model, experiment.make_preprocess(config), experiment.parallel.Precision()
+            config.model, experiment.make_preprocess(config), experiment.precision_lib.Precision()
         )
         assert model.num_params == cell.num_params
     assert training_config(plan.sweep, trunk, (3,)).checkpoint.at_steps == (3,)

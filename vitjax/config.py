@@ -73,8 +73,9 @@ def base_config() -> Config:
                 "projection_dim": None,
                 "dropout_rate": 0.0,
                 "drop_path_rate": 0.0,
-                "scan": True,
-                "remat": "none",
+                "scan": None,  # None and "auto" here: what suits the devices, see choices.py
+                "remat": "auto",
+                "attention": "auto",
                 "head_bias": 0.0,
                 "input_sizes": (),  # numbers of each variable beside the image, a token each
                 "lora_rank": 0,
@@ -130,6 +131,7 @@ def base_config() -> Config:
                 "compute": "auto",
                 "gradients": "auto",  # as compute
                 "optimizer": "float32",
+                "products": "compute",  # or "fp8", for the blocks of wide models on new GPUs
             },
             "evals": {},  # name: {target, ...}
             "init": {

@@ -1,6 +1,7 @@
 """From a config to everything that a run needs, checked before any work starts."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vitjax import choices, parallel
 from vitjax import config as config_lib
-from vitjax import parallel
+from vitjax import precision as precision_lib
 from vitjax.config import Config
 from vitjax.data.check import check_source
 from vitjax.data.loader import Loader
@@ -44,13 +46,14 @@ class Experiment:
       train_step: pure, not jitted: (state, batch) -> (state, metrics).
       init_state: pure, not jitted: () -> state.
       state_shardings: of every leaf of the state.
+      choices: what the config's model leaves open, as decided for these devices.
 
     No data is touched here, so that a run can be planned where its data is not.
     """
 
     config: Config
     mesh: Mesh
-    precision: parallel.Precision
+    precision: precision_lib.Precision
     preprocess: Preprocess
     model: Model
     objective: Any
@@ -58,6 +61,7 @@ class Experiment:
     init_state: Callable[[], TrainState]
     abstract_state: TrainState
     state_shardings: TrainState
+    choices: dict[str, choices.Choice]
 
     @property
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -107,6 +111,8 @@ class Experiment:
             f"{local / mib:,.1f} MiB a device\n"
             f"devices: {self.mesh.size} x {self.mesh.devices.flat[0].device_kind}, "
             f"mesh {dict(self.mesh.shape)}"
+            + ("\nchosen: " + "; ".join(c.reason for c in self.choices.values()))
+            * bool(self.choices)
         )
 
     def contract(self, class_names: tuple[str, ...] | None) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def make_preprocess(config: Config) -> Preprocess:
     return Preprocess(**{k: config.data[k] for k in PREPROCESS_KEYS})
 
 
-def make_model(model: Any, preprocess: Preprocess, precision: parallel.Precision) -> Model:
+def make_model(model: Any, preprocess: Preprocess, precision: precision_lib.Precision) -> Model:
     """The model that a config's block describes."""
     return config_lib.build(
         model,
@@ -195,9 +201,14 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
     _check_numbers(config, mesh)
     if config.model.get("remat") == "offload" and mesh.devices.flat[0].platform == "cpu":
         raise InputError('model.remat="offload" needs an accelerator; CPUs have one memory')
-    precision = parallel.make_precision(**config.precision)
+    precision = precision_lib.make_precision(**config.precision)
     preprocess = make_preprocess(config)
     model = make_model(config.model, preprocess, precision)
+    rebuild = functools.partial(build, devices=devices)
+    decided = choices.decide(config, mesh, precision, model, rebuild)
+    if decided:
+        values = {key: choice.value for key, choice in decided.items()}
+        model = make_model(config_lib.plain(config.model) | values, preprocess, precision)
     objective = config_lib.build(
         config.objective,
         model=model,
@@ -267,6 +278,7 @@ def build(config: Config, *, devices: list | None = None) -> Experiment:
         init_state=fresh,
         abstract_state=abstract_state,
         state_shardings=state_shardings,
+        choices=decided,
     )
 
 

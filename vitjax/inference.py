@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from vitjax import experiment, parallel, state
+from vitjax import experiment, state
+from vitjax import precision as precision_lib
 from vitjax.checkpoints import steps
 from vitjax.data.preprocess import Preprocess
 from vitjax.errors import InputError
@@ -55,7 +56,7 @@ def load(
         if given:
             raise InputError(f"{path} is a checkpoint of vitjax's, which takes no {given[0]}")
         folder, contract, params = steps.open_newest(path, step)
-        precision = parallel.make_precision(**contract["precision"])
+        precision = precision_lib.make_precision(**contract["precision"])
         contract_preprocess = Preprocess.from_dict(contract["preprocess"])
         made = experiment.make_model(contract["model"], contract_preprocess, precision)
         state.check_same_tree(made.abstract_params, params, str(folder))
@@ -71,7 +72,7 @@ def load(
         made = experiment.make_model(
             contract["model"],
             Preprocess.from_dict(contract["preprocess"]),
-            parallel.make_precision(**contract["precision"]),
+            precision_lib.make_precision(**contract["precision"]),
         )
         params = imported.defer() if defer else imported.read(jax.device_put)
         for note in report.notes:
@@ -123,7 +124,7 @@ class VisionModel:
 
     def program(self, output: str) -> Callable[[Any, Array], Array]:
         """A pure function of parameters and normalised images, in float32, for one output."""
-        model = experiment.make_model(self.config, self.preprocess, parallel.Precision())
+        model = experiment.make_model(self.config, self.preprocess, precision_lib.Precision())
         return lambda params, images: model.apply(params, images)[output]
 
     def _run(self, images: Any, preprocessed: bool, inputs: Any) -> dict[str, Array]:

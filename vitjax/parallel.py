@@ -1,4 +1,4 @@
-"""The device mesh, the one table of sharding rules, and the precision policy.
+"""The device mesh and the one table of sharding rules.
 
 No other file names a mesh axis. The axes:
   replica: copies of the parameters (across slices or nodes); the batch is split over it.
@@ -7,16 +7,15 @@ No other file names a mesh axis. The axes:
 """
 
 import contextvars
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -25,7 +24,6 @@ from vitjax.errors import InputError, suggest
 PyTree = Any
 AXES = REPLICA, FSDP, TENSOR = ("replica", "fsdp", "tensor")
 DATA_AXES = ("replica", "fsdp")
-DTYPES = ("float32", "bfloat16")
 
 # Tensor parallelism is named for the Transformer block and the attention pool: the axes of each
 # dimension of a layer's parameter. Everything else is left to FSDP, which takes the largest
@@ -49,55 +47,6 @@ TENSOR_RULES = {
 
 # What the letters of an activation's dimensions mean on the mesh; the others are whole.
 ACTIVATION_RULES = {"B": DATA_AXES, "H": "tensor", "F": "tensor"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Precision:
-    """Which type is used where.
-
-    Attributes:
-      params: of the parameters (and of their moving average).
-      compute: of matrix products and of the parameters that devices gather for them.
-      gradients: of the kernels' gradients as devices add them up.
-      optimizer: of the optimizer's state; "float32" leaves it as the algorithm has it.
-
-    Norms, softmax and losses are always float32.
-    """
-
-    params: str = "float32"
-    compute: str = "float32"
-    gradients: str = "float32"
-    optimizer: str = "float32"
-
-    def compute_cast(self, x: Array) -> Array:
-        """To the type of matrix products."""
-        return x.astype(self.compute)
-
-    def full_cast(self, x: Array) -> Array:
-        """To float32."""
-        return x.astype(jnp.float32)
-
-
-def make_precision(
-    params: str = "float32",
-    compute: str = "auto",
-    gradients: str = "auto",
-    optimizer: str = "float32",
-) -> Precision:
-    """The policy; `compute="auto"` is bfloat16 on accelerators and float32 on CPUs, and
-    `gradients="auto"` is what compute is."""
-    if compute == "auto":
-        compute = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    gradients = compute if gradients == "auto" else gradients
-    types = {"params": params, "compute": compute, "gradients": gradients, "optimizer": optimizer}
-    for name, value in types.items():
-        if value not in DTYPES:
-            raise InputError(f"unknown precision.{name} {value!r}; {suggest(value, DTYPES)}")
-    if (compute, gradients) == ("float32", "bfloat16"):
-        raise InputError(
-            "precision.gradients cannot be bfloat16 where precision.compute is float32"
-        )
-    return Precision(**types)
 
 
 def make_mesh(sizes: dict[str, int], devices: list | None = None) -> Mesh:
@@ -318,25 +267,57 @@ def platform() -> str:
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
+def splits_layers() -> bool:
+    """Whether heads and MLP may be split over devices in what is traced."""
+    mesh = _active.get()
+    return mesh is None or mesh.shape[TENSOR] > 1
+
+
 def constrain(x: Array, dims: str) -> Array:
-    """States how an activation lies on the mesh, so that the compiler need not guess.
+    """States how an activation lies on the mesh and in memory, so that no compiler need guess.
 
     Args:
       x: any activation.
       dims: a letter for each dimension, such as "B N D"; see ACTIVATION_RULES.
 
-    Outside of `on_mesh`, and on one device, it does nothing.
+    Outside of `on_mesh`, and on one device that is no GPU, it does nothing.
     """
     mesh = _active.get()
-    if mesh is None or mesh.size == 1:
+    if mesh is None:
         return x
+    if mesh.size > 1:
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(x.shape, dims, mesh)))
+    if platform() == "gpu" and dims.startswith("B N"):
+        # Left to itself XLA lays tokens out with the batch last, and transposes in each block. On
+        # each device's part: it would gather the whole array for it.
+        x = on_each_device(_row_major, dims, x)
+    return x
+
+
+def _spec(shape: tuple[int, ...], dims: str, mesh: Mesh) -> PartitionSpec:
     spec = []
-    for size, letter in zip(x.shape, dims.split(), strict=True):
+    for size, letter in zip(shape, dims.split(), strict=True):
         axes = ACTIVATION_RULES.get(letter)
         names = (axes,) if isinstance(axes, str) else axes or ()
         parts = math.prod(mesh.shape[name] for name in names)
         spec.append(axes if size % parts == 0 else None)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    return PartitionSpec(*spec)
+
+
+def _row_major(x: Array) -> Array:
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+
+
+def on_each_device(function: Callable, dims: str, *arrays: Array) -> Array:
+    """Runs a function of arrays of one shape on each device's part of them, as `constrain` lays
+    them: for what XLA cannot split. The result is of that shape too."""
+    mesh = _active.get()
+    if mesh is None or mesh.size == 1:
+        return function(*arrays)
+    spec = _spec(arrays[0].shape, dims, mesh)
+    specs = (spec,) * len(arrays)
+    run = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
+    return run(*arrays)
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitjax import experiment, parallel
+from vitjax import experiment
+from vitjax import precision as precision_lib
 from vitjax.checkpoints import steps, store
 from vitjax.data.preprocess import Preprocess
 from vitjax.experiment import Experiment
@@ -42,7 +43,7 @@ def _open(path: Path) -> _Weights:
         part, place = steps.model_place(contract)
         shapes = named_leaves(at(store.shapes_in(contract, part), place))
         preprocess = Preprocess.from_dict(contract["preprocess"])
-        model = experiment.make_model(contract["model"], preprocess, parallel.Precision())
+        model = experiment.make_model(contract["model"], preprocess, precision_lib.Precision())
         return _Weights(shapes, model, contract, lambda: steps.model_weights(step, contract))
     imported = read.open_model(path)
     shapes = named_leaves(imported.model.abstract_params)

@@ -18,7 +18,7 @@ from vitjax.telemetry import read_config, read_metrics
 MAY_CHANGE = (
     "eval_every", "log_every", "checkpoint_every", "checkpoint.", "mesh", "evals.", "faults.",
     "monitor.", "data.num_threads", "data.num_ahead", "data.max_unreadable_fraction",
-    "model.scan", "model.remat", "optimizer.accumulation_steps",
+    "model.scan", "model.remat", "model.attention", "optimizer.accumulation_steps",
 )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vitjax import config as config_lib
-from vitjax import cpu, devices, experiment, parallel
+from vitjax import cpu, devices, experiment
+from vitjax import precision as precision_lib
 from vitjax.data.counting import Count
 from vitjax.data.images import decode, size_of
 from vitjax.data.preparing.whole_files import write_bytes
@@ -135,7 +136,7 @@ def needs(config: Any) -> dict[str, Any]:
         model = experiment.make_model(
             config.model,
             experiment.make_preprocess(config),
-            parallel.make_precision(**config.precision),
+            precision_lib.make_precision(**config.precision),
         )
     except InputError as error:
         return {"unknown": str(error)}

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from vitjax import experiment, parallel, state
+from vitjax import experiment, state
+from vitjax import precision as precision_lib
 from vitjax.errors import InputError, suggest
 from vitjax.explain.attention import relevance, rollout
 from vitjax.explain.features import gradcam
@@ -128,7 +129,7 @@ class Explainer:
         config = dict(vision.config)
         if "remat" in config:
             config["remat"] = "none"  # some of them only work on accelerators
-        self.model = experiment.make_model(config, vision.preprocess, parallel.Precision())
+        self.model = experiment.make_model(config, vision.preprocess, precision_lib.Precision())
         if self.method.needs_attention and not has_attention(self.model):
             others = [name for name, m in METHODS.items() if not m.needs_attention]
             raise InputError(

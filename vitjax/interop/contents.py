@@ -26,8 +26,9 @@ DEFAULTS: dict[str, Any] = {
 } | {"num_classes": 0}
 # Options that change no number at inference, at the model's own size.
 RUNTIME = (
-    "scan", "remat", "dropout_rate", "drop_path_rate", "head_bias", "position_resampling",
-    "frozen_blocks", "lora_alpha", "lora_targets",  # of no meaning once lora_rank is 0
+    "scan", "remat", "attention", "dropout_rate", "drop_path_rate", "head_bias",
+    "position_resampling", "frozen_blocks",
+    "lora_alpha", "lora_targets",  # of no meaning once lora_rank is 0
 )  # fmt: skip
 
 

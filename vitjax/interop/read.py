@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vitjax import experiment, parallel
+from vitjax import experiment
+from vitjax import precision as precision_lib
 from vitjax.data.preprocess import Preprocess
 from vitjax.errors import InputError, suggest
 from vitjax.interop import google, hf, openclip, plain, reference, timm
@@ -157,7 +158,7 @@ def open_model(
                 raise InputError(f"unknown --{name}.{option}; {suggest(option, known)}")
     contract = Preprocess.from_dict(described.preprocess | dict(preprocess or {}))
     block = described.model | dict(model or {})
-    made = experiment.make_model(block, contract, parallel.Precision())
+    made = experiment.make_model(block, contract, precision_lib.Precision())
     check_complete(described.leaves, made.abstract_params)
     sizes = axis_sizes(block, contract.channels)
     expected = expected_shapes(described.leaves, made.abstract_params, sizes)

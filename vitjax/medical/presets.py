@@ -29,7 +29,7 @@ from vitjax.medical.cohort import Cohort
 from vitjax.medical.settings import IMBALANCE
 from vitjax.medical.sources import TARGET, encode_inputs, part_of
 from vitjax.models.functional import Model
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 TRAINED = ("lp_ft", "freeze", "lora", "full", "bit_hyper", "scratch", "hybrid", "cnn")
 FROM_NOTHING = ("scratch", "hybrid", "cnn")

@@ -29,7 +29,7 @@ from vitjax.medical import features, official, presets, probes
 from vitjax.medical.cohort import Cohort, CohortSource
 from vitjax.medical.scoring import Scored, mean_auroc, probabilities, to_units
 from vitjax.medical.sources import encode_inputs, open_cohort, part_of
-from vitjax.parallel import make_precision
+from vitjax.precision import make_precision
 from vitjax.train import train
 
 log = logging.getLogger("vitjax")

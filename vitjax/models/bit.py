@@ -17,7 +17,8 @@ from vitjax.errors import InputError, suggest
 from vitjax.models import layers
 from vitjax.models.conv import Conv, GroupNorm, check_images, max_pool, outputs
 from vitjax.models.functional import Model
-from vitjax.parallel import Precision, constrain
+from vitjax.parallel import constrain
+from vitjax.precision import Precision
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EPS = 1e-5

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from vitjax.errors import InputError
 from vitjax.models import layers
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 # How a kernel is standardised: what is added where to the deviation ("none": not at all).
 STANDARDISATIONS = ("none", "variance", "deviation")

@@ -16,7 +16,8 @@ from vitjax.models import layers
 from vitjax.models.bit import Stage
 from vitjax.models.conv import Conv, check_images, outputs
 from vitjax.models.functional import Model
-from vitjax.parallel import Precision, constrain
+from vitjax.parallel import constrain
+from vitjax.precision import Precision
 
 SIZES = {
     "T": ((3, 3, 9, 3), (96, 192, 384, 768)),

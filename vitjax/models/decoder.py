@@ -16,7 +16,8 @@ from vitjax.errors import InputError
 from vitjax.models import layers
 from vitjax.models.positions import sincos2d_positions
 from vitjax.models.shapes import Geometry
-from vitjax.parallel import Precision, constrain
+from vitjax.parallel import constrain
+from vitjax.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True)

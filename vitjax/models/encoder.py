@@ -4,6 +4,7 @@ Array letters: B batch, Y X image, N tokens, P patches, K of them kept, L layers
 C classes.
 """
 
+import dataclasses
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,8 @@ from vitjax.models.pooling import AttentionPool, pool_tokens
 from vitjax.models.positions import resize_positions, rope_angles, sincos2d_positions
 from vitjax.models.shapes import Geometry
 from vitjax.models.stems import ConvStem, ResNetStem, conv_widths
-from vitjax.parallel import Precision, constrain
+from vitjax.parallel import constrain
+from vitjax.precision import Precision
 
 
 def patchify(images: Float[Array, "B Y X C"], patch_size: int) -> Float[Array, "B N P"]:
@@ -53,12 +55,15 @@ class ViT(nnx.Module):
         drop_path_rate: float,
         scan: bool,
         remat: str,
+        attention: str,
         head_bias: float,
         frozen_blocks: int,
         lora_scale: float,
     ):
         g, shape, d = geometry, geometry.shape, geometry.shape.width
-        make = {"precision": precision, "rngs": rngs}
+        # What is not in a block keeps the type of compute: its rows are few, or its width is.
+        outside = dataclasses.replace(precision, products="compute")
+        make = {"precision": outside, "rngs": rngs}
         norm = {"eps": eps, "use_bias": g.norm_bias}
 
         def tokens(count: int, scale: float = 0.0):
@@ -106,6 +111,7 @@ class ViT(nnx.Module):
                 dropout_rate=dropout_rate,
                 use_drop_path=drop_path_rate > 0,
                 lora=dict.fromkeys(g.lora_targets, (g.lora_rank, lora_scale)),
+                kernel=attention,
             )
 
         self.blocks = nnx.vmap(make_block)(jax.random.split(rngs.params(), shape.depth))
@@ -211,7 +217,9 @@ class ViT(nnx.Module):
             index, rate, params, displacements = layer
             x = checkpoint_name(constrain(x, "B N D"), "block_input")
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            x, seen = nnx.merge(graphdef, params)(x, layer_key, rate, rope, displacements)
+            x, seen = nnx.merge(graphdef, params)(
+                x, layer_key, rate, rope, displacements, intermediates
+            )
             return x, seen if intermediates else {}
 
         if self.remat != "none":

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitjax.errors import InputError
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 
 class InputTokens(nnx.Module):

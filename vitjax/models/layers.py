@@ -13,8 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitjax.models import fp8
+from vitjax.models.attention import KERNELS, attend, displaced
+from vitjax.models.norms import LayerNorm
 from vitjax.models.positions import rotate
-from vitjax.parallel import Precision, constrain, platform
+from vitjax.parallel import constrain, platform, splits_layers
+from vitjax.precision import Precision
 
 # Rank and scale of the low-rank update of each layer of a block that has one.
 Lora = Mapping[str, tuple[int, float]]
@@ -58,6 +62,11 @@ def product(rows: Array, kernel: Array, num_in: int, precision: Precision) -> Ar
 
     Where gradients are kept in a wider type than the product, so is their sum over devices.
     """
+    if precision.products == "fp8":
+        flat, out = rows.reshape(len(rows), -1), kernel.shape[num_in:]
+        kernel = precision.compute_cast(kernel).reshape(flat.shape[1], -1)
+        y: Array = fp8.product(flat, kernel, precision.gradients)
+        return y.reshape(len(rows), *out)
     if precision.gradients == precision.compute:
         return _contract(rows, precision.compute_cast(kernel), range(1, 1 + num_in), range(num_in))
     return _product(rows, kernel, num_in, precision)
@@ -68,7 +77,8 @@ class Linear(nnx.Module):
 
     All leading dimensions are flattened into one before the product: on CPUs a single large
     matrix product beats a batch of small ones, elsewhere the reshape is free. The kernel's are
-    not: a dimension in the middle could not stay split over devices.
+    too, unless the middle ones may be split over devices: compilers know more ways to run a plain
+    product, with its bias, without transposing.
     """
 
     def __init__(
@@ -118,70 +128,21 @@ class Linear(nnx.Module):
         p = self.precision
         lead, in_dims = x.shape[: -self.num_in], x.shape[-self.num_in :]
         out_dims = self.kernel.shape[self.num_in :]
+        num_in, flat = self.num_in, (math.prod(in_dims), math.prod(out_dims))
+        kernel, is_flat = self.kernel[...], not splits_layers()
+        if is_flat:
+            in_dims, num_in, kernel = flat[:1], 1, kernel.reshape(flat)
         rows = p.compute_cast(x).reshape(math.prod(lead), *in_dims)
-        y = product(rows, self.kernel[...], self.num_in, p)
+        y = product(rows, kernel, num_in, p)
         if self.lora_a is not None and self.lora_b is not None:
-            narrow = product(rows, self.lora_a[...], self.num_in, p) * self.lora_scale
-            y = y + product(narrow, self.lora_b[...], 1, p)
+            down, up = self.lora_a[...], self.lora_b[...]
+            if is_flat:
+                down, up = down.reshape(flat[0], -1), up.reshape(-1, flat[1])
+            narrow = product(rows, down, num_in, p) * self.lora_scale
+            y = y + product(narrow, up, 1, p)
         if self.bias is not None:
-            y = y + p.compute_cast(self.bias[...])[None]
+            y = y + p.compute_cast(self.bias[...]).reshape(y.shape[1:])[None]
         return y.reshape(*lead, *out_dims)
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation over the last dimension, computed in float32."""
-
-    def __init__(self, dim: int, *, precision: Precision, eps: float, use_bias: bool):
-        self.scale = nnx.Param(jnp.ones((dim,), precision.params))
-        self.bias = nnx.Param(jnp.zeros((dim,), precision.params)) if use_bias else None
-        self.eps = eps
-        self.precision = precision
-
-    def __call__(self, x: Float[Array, "*lead D"]) -> Float[Array, "*lead D"]:
-        p = self.precision
-        x32 = p.full_cast(x)
-        ones = (1,) * (x.ndim - 1)
-        centred = x32 - x32.mean(-1, keepdims=True)
-        variance = (centred * centred).mean(-1, keepdims=True)
-        scale = p.full_cast(self.scale[...]).reshape(*ones, -1)
-        y = centred * (jax.lax.rsqrt(variance + self.eps) * scale)
-        if self.bias is not None:
-            y = y + p.full_cast(self.bias[...]).reshape(*ones, -1)
-        return p.compute_cast(y)
-
-
-def displaced(x: Array, name: str, offsets: Mapping[str, Array] | None) -> Array:
-    """The array plus its offset, where one is given: for gradients with respect to it."""
-    return x if offsets is None or name not in offsets else x + offsets[name].astype(x.dtype)
-
-
-def attend(
-    query: Float[Array, "B H N K"],
-    key: Float[Array, "B H M K"],
-    value: Float[Array, "B H M K"],
-    precision: Precision,
-    offsets: Mapping[str, Array] | None = None,
-    is_causal: bool = False,
-) -> tuple[Float[Array, "B H N K"], dict[str, Array]]:
-    """Softmax attention with the softmax in float32.
-
-    `offsets` may hold `attention_weights`, which are added to the weights. With `is_causal` a
-    token sees itself and those before it.
-
-    Returns:
-      The mixed values, and what was computed on the way: `attention_weights` [B, H, N, M], and
-      `max_logit`, the largest absolute value that entered the softmax.
-    """
-    logits = jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32)
-    logits = logits * query.shape[-1] ** -0.5
-    largest = jnp.abs(logits).max()
-    if is_causal:
-        is_seen = jnp.tri(query.shape[2], key.shape[2], dtype=bool)
-        logits = jnp.where(is_seen[None, None], logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1)
-    weights = displaced(weights, "attention_weights", offsets)
-    mixed = jnp.einsum("bhnm,bhmk->bhnk", precision.compute_cast(weights), value)
-    return mixed, {"attention_weights": weights, "max_logit": largest}
 
 
 class Attention(nnx.Module):
@@ -206,6 +167,7 @@ class Attention(nnx.Module):
         eps: float,
         lora: Lora,
         is_causal: bool = False,
+        kernel: str = "xla",
     ):
         head_dim = width // num_heads
         make = {"precision": precision, "rngs": rngs}
@@ -228,19 +190,23 @@ class Attention(nnx.Module):
         )
         self.precision = precision
         self.is_causal = is_causal
+        self.kernel = kernel
 
     def __call__(
         self,
         x: Float[Array, "B N D"],
         rope: Any = None,
         offsets: Mapping[str, Array] | None = None,
+        intermediates: bool = False,
     ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
-        """Returns the attended tokens, and what `attend` computed on the way.
+        """Returns the attended tokens, and if asked for what `attend` computed on the way.
 
         `rope` holds the sines and cosines of the last tokens' angles, or is None.
         """
         p = self.precision
-        query, key, value = jnp.transpose(constrain(self.qkv(x), "B N 3 H K"), (2, 0, 3, 1, 4))
+        # Split rather than indexed: the gradient is one concatenation, not a sum of padded parts.
+        parts = jnp.split(constrain(self.qkv(x), "B N 3 H K"), 3, axis=2)
+        query, key, value = (jnp.swapaxes(jnp.squeeze(part, 2), 1, 2) for part in parts)
         if self.qv_bias is not None:
             bias = p.compute_cast(self.qv_bias[...])[:, None, :, None]
             query, value = query + bias[0], value + bias[1]
@@ -248,9 +214,10 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query, key = rotate(query, rope, p), rotate(key, rope, p)
-        given: dict[str, Any] = {} if offsets is None else {"offsets": offsets}
-        given |= {"is_causal": True} if self.is_causal else {}
-        mixed, seen = attend(query, key, value, p, **given)
+        if intermediates or offsets is not None:
+            mixed, seen = attend(query, key, value, p, offsets, self.is_causal)
+        else:
+            mixed, seen = KERNELS[self.kernel](query, key, value, self.is_causal), {}
         mixed = constrain(mixed, "B H N K")
         return constrain(self.out(jnp.transpose(mixed, (0, 2, 1, 3))), "B N D"), seen
 
@@ -280,16 +247,22 @@ class Mlp(nnx.Module):
         self.gate_up = Linear((width,), (2, mlp_dim), fan_out=mlp_dim, **up) if gated else None
         self.down = Linear((mlp_dim,), (width,), lora=lora.get("mlp"), **make)
         self.activation = activation
+        self.precision = precision
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         activate = ACTIVATIONS[self.activation]
+        if platform() != "cpu":  # computed again from its input, which is less to read than to keep
+            activate = jax.checkpoint(activate)
         if self.gate_up is not None:
             both = constrain(self.gate_up(x), "B N 2 F")
             gate, value = (jax.lax.index_in_dim(both, i, 2, keepdims=False) for i in (0, 1))
             hidden = activate(gate) * value
         else:
             assert self.up is not None
-            hidden = activate(constrain(self.up(x), "B N F"))
+            hidden = constrain(self.up(x), "B N F")
+            if self.precision.products == "fp8":  # XLA's 8-bit products cannot end in a GELU
+                hidden = jax.lax.optimization_barrier(hidden)
+            hidden = activate(hidden)
         return constrain(self.down(hidden), "B N D")
 
 
@@ -306,6 +279,15 @@ def dropout(
     shape = (x.shape[0], 1, 1) if whole else x.shape
     kept = jax.random.bernoulli(key, keep.astype(jnp.float32), shape)
     return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
+
+
+def fusion_border(x: Array) -> Array:
+    """On CPUs, an array that is computed once and kept.
+
+    XLA's CPU compiler would otherwise compute the gradient of the residual stream in each block
+    anew, from those of all later blocks.
+    """
+    return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
 class Block(nnx.Module):
@@ -361,6 +343,7 @@ class Block(nnx.Module):
         self.precision = precision
 
     def _branch(self, y, scale, key, index, drop_path):
+        y = fusion_border(y)
         if scale is not None:
             y = y * self.precision.compute_cast(scale[...])[None, None]
         if key is None:
@@ -378,13 +361,16 @@ class Block(nnx.Module):
         drop_path: Float[Array, ""],
         rope: Any = None,
         offsets: Mapping[str, Array] | None = None,
+        intermediates: bool = False,
     ) -> tuple[Float[Array, "B N D"], dict[str, Array]]:
-        """Returns the tokens, and what was computed on the way.
+        """Returns the tokens, and what was computed on the way; with `intermediates` attention's
+        weights too, which the faster kernels do not have.
 
         `offsets` are added to norm1 or attention_weights, where it has these names.
         """
+        x = fusion_border(x)
         normed = displaced(self.norm1(x), "norm1", offsets)
-        attended, seen = self.attention(normed, rope, offsets)
+        attended, seen = self.attention(normed, rope, offsets, intermediates)
         x = x + self._branch(attended, self.layer_scale1, key, 0, drop_path)
         transformed = self.mlp(normed if self.norm2 is None else self.norm2(x))
         x = x + self._branch(transformed, self.layer_scale2, key, 1, drop_path)

@@ -11,8 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitjax.models import layers
+from vitjax.models.attention import attend
 from vitjax.models.shapes import Shape
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 POOLS = ("cls", "gap", "map", "cls_gap")
 
@@ -45,7 +46,7 @@ class AttentionPool(nnx.Module):
         probe = jnp.broadcast_to(self.probe[...][None], (tokens.shape[0], 1, tokens.shape[-1]))
         query = jnp.transpose(self.query(probe), (0, 2, 1, 3))
         key, value = jnp.transpose(self.key_value(tokens), (2, 0, 3, 1, 4))
-        mixed, seen = layers.attend(query, key, value, self.precision, offsets)
+        mixed, seen = attend(query, key, value, self.precision, offsets)
         x = self.out(jnp.transpose(mixed, (0, 2, 1, 3)))
         return (x + self.mlp(self.norm(x)))[:, 0], seen
 

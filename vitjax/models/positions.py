@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vitjax.errors import InputError, suggest
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 RESAMPLINGS = ("bicubic", "bicubic_antialias", "bilinear_antialias", "bilinear_corners")
 

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitjax.models import layers
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 
 class ProjectionHead(nnx.Module):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from vitjax.errors import InputError
 from vitjax.models.conv import Conv, GroupNorm, max_pool
 from vitjax.models.layers import LayerNorm
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 STEMS = ("patch", "conv", "resnet")
 EPS = 1e-6

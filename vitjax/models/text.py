@@ -16,7 +16,8 @@ from vitjax.models import layers
 from vitjax.models.functional import Model
 from vitjax.models.pooling import AttentionPool
 from vitjax.models.shapes import SHAPES, Shape
-from vitjax.parallel import Precision, constrain
+from vitjax.parallel import constrain
+from vitjax.precision import Precision
 
 POOLS = ("last", "eot", "map")
 REMATS = ("none", "dots", "full")

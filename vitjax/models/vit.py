@@ -5,6 +5,7 @@ from typing import Any
 
 from vitjax.errors import InputError, suggest
 from vitjax.models import layers
+from vitjax.models.attention import KERNELS
 from vitjax.models.encoder import ViT, patchify
 from vitjax.models.functional import Model
 from vitjax.models.lora import lora_scale
@@ -12,7 +13,7 @@ from vitjax.models.pooling import POOLS
 from vitjax.models.positions import RESAMPLINGS, sincos2d_positions
 from vitjax.models.shapes import Geometry, Shape, count_flops, parse_shape
 from vitjax.models.stems import STEMS, check_stem
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 __all__ = ["ViT", "patchify", "sincos2d_positions", "vit"]
 
@@ -24,7 +25,8 @@ CHOICES: dict[str, tuple] = {
     "position_resampling": RESAMPLINGS,
     "mlp": ("dense", "gated"),
     "activation": tuple(layers.ACTIVATIONS),
-    "remat": ("none", "dots", "full", "offload"),
+    "remat": ("auto", "none", "dots", "full", "offload"),
+    "attention": ("auto", *KERNELS),
 }
 
 
@@ -37,6 +39,8 @@ def _check_options(options: dict[str, Any]) -> None:
         value = options[name]
         if value not in allowed:
             raise InputError(f"unknown model.{name} {value!r}; {suggest(str(value), allowed)}")
+    if not isinstance(options["scan"], bool | None):
+        raise InputError(f"model.scan must be True, False or None, got {options['scan']!r}")
     for name in ("dropout_rate", "drop_path_rate"):
         if not 0 <= options[name] < 1:
             raise InputError(f"model.{name} must be in [0, 1), got {options[name]}")
@@ -117,8 +121,9 @@ def vit(
     projection_dim: int | None = None,
     dropout_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-    scan: bool = True,
-    remat: str = "none",
+    scan: bool | None = None,
+    remat: str = "auto",
+    attention: str = "auto",
     head_bias: float = 0.0,
     input_sizes: tuple[int, ...] = (),
     lora_rank: int = 0,
@@ -170,6 +175,10 @@ def vit(
       scan: one scan over the blocks, or the same blocks unrolled.
       remat: "none" keeps activations, "dots" keeps matrix products, "full" keeps block inputs,
         "offload" keeps them in the host's memory (TPUs and GPUs).
+      attention: what computes it, a key of `attention.KERNELS`. The weights themselves are had by
+        plain products, whatever is named here.
+        What is left open (None or "auto") training decides for its devices, see
+        `vitjax.choices`; elsewhere it is a scan, "none" and "xla".
       head_bias: where the head's bias starts (about -log(C) for sigmoid losses).
       input_sizes: numbers of each variable that is known beside the image; see
         `inputs.InputTokens`.
@@ -188,6 +197,8 @@ def vit(
     missing = [k for k, v in (numbers | {"patch_size": patch}).items() if not v or v < 0]
     if missing:
         raise InputError(f"model.shape is not set, so model.{missing[0]} must be a positive number")
+    remat = "none" if remat == "auto" else remat
+    attention = "xla" if attention == "auto" else attention
     encoder = Shape(**{k: int(v or 0) for k, v in numbers.items()})
     _check_adaptation(encoder.depth, frozen_blocks, lora_rank, lora_targets)
     if any(size < 1 for size in input_sizes):
@@ -232,8 +243,9 @@ def vit(
         "layer_scale": layer_scale,
         "dropout_rate": dropout_rate,
         "drop_path_rate": drop_path_rate,
-        "scan": scan,
+        "scan": True if scan is None else scan,
         "remat": remat,
+        "attention": attention,
         "head_bias": head_bias,
         "frozen_blocks": frozen_blocks,
         "lora_scale": lora_scale(lora_rank, lora_alpha),
@@ -246,6 +258,8 @@ def vit(
         "num_tokens": geometry.num_tokens,
         "parallel": parallel,
         "remat": remat,
+        "attention": attention,
+        "mlp": mlp,
         "prefix_tokens": geometry.num_prefix,
     }
     return Model(ViT, tuple(arguments.items()), tuple(description.items()), count_flops(geometry))

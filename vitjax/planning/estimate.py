@@ -142,9 +142,11 @@ def least_collectives(exp: Experiment) -> list[Collective]:
 def activation_values(facts: dict[str, Any], tensor: int) -> tuple[float, float]:
     """Values a token that one layer keeps for its backward pass: with its policy, and with none."""
     d, f, n = facts["width"], facts["mlp_dim"], facts["num_tokens"]
-    # Norms keep float32 values, of twice the size; attention its logits and weights, twice in
-    # float32 and once narrow. The two numbers fit what XLA keeps of a B/16 (LOG.md).
-    everything = 22 * d + (4 * d + 3 * f) / tensor + 5 * facts["num_heads"] * n / tensor
+    # Inputs of norms and products, in the type of compute; and where XLA's products compute
+    # attention about three times its weights. Programs for an H100 and a v5p keep so much (LOG.md).
+    weights = 3 * facts["num_heads"] * n if facts["attention"] == "xla" else 0
+    wide = 3 * f if facts["mlp"] == "gated" else 2 * f
+    everything = 4.6 * d + (4 * d + wide + weights) / tensor
     dots = 2 * d + (4 * d + f) / tensor
     return {"none": everything, "dots": dots, "full": d, "offload": 0.0}[facts["remat"]], everything
 

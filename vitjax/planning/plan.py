@@ -108,7 +108,7 @@ def _advice(exp: experiment.Experiment, target: Target, peak: float) -> list[str
     scale = max(1.0, peak / sum(estimate.memory_bytes(exp).values()))
     found = search.candidates(config, target, exp.mesh.devices.ravel().tolist())
     fitting = [c for c in found if c.memory * scale < chip.memory]
-    here = {"mesh": dict(exp.mesh.shape), "remat": config.model.get("remat", "none")}
+    here = {"mesh": dict(exp.mesh.shape), "remat": dict(exp.model.description)["remat"]}
     same = [c for c in fitting if c.batch_size == config.batch_size]
     smaller = [c for c in fitting if c.batch_size < config.batch_size]
     chosen = [c for c in same if c.mesh == here["mesh"]][:1] + same[:1] + smaller[:1]
@@ -180,7 +180,7 @@ def make_plan(
         num_devices=exp.mesh.size,
         mesh=dict(exp.mesh.shape),
         batch_size=config.batch_size,
-        remat=str(config.model.get("remat", "none")),
+        remat=dict(exp.model.description)["remat"],
         num_params=exp.model.num_params,
         state=state,
         state_total=tree_bytes(exp.abstract_state),

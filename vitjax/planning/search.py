@@ -77,12 +77,17 @@ def candidates(
     chip, found, reason = target.chip, [], ""
     assert chip is not None
     host = target.topology[1] if target.platform == "gpu" else 8
+    kernel = {}
+    if config.model.get("attention") == "auto":  # not to be measured for each candidate
+        kernel = {"model__attention": "cudnn" if target.platform == "gpu" else "xla"}
     for mesh in meshes(len(devices), target.slices, host):
         for factor in factors:
             batch = int(config.batch_size * factor)
             for remat in remats:
                 try:
-                    trial = changed(config, mesh=mesh, batch_size=batch, model__remat=remat)
+                    trial = changed(
+                        config, mesh=mesh, batch_size=batch, model__remat=remat, **kernel
+                    )
                     exp = experiment.build(trial, devices=devices)
                 except InputError as error:
                     reason = str(error)
@@ -91,7 +96,8 @@ def candidates(
                 line = estimate.roofline(exp, target, moved)
                 seconds = (line.fastest + line.slowest) / 2
                 memory = sum(estimate.memory_bytes(exp).values())
-                found.append(Candidate(mesh, remat, batch, memory, seconds))
+                policy = dict(exp.model.description)["remat"]
+                found.append(Candidate(mesh, policy, batch, memory, seconds))
     if not found:
         raise InputError(f"no mesh of {len(devices)} devices works for this config: {reason}")
     return sorted(found, key=lambda c: (c.memory > chip.memory, -c.images_per_second))

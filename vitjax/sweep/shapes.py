@@ -11,8 +11,8 @@ from vitjax import config as config_lib
 from vitjax import experiment
 from vitjax.errors import InputError
 from vitjax.models.shapes import Shape
-from vitjax.parallel import Precision
 from vitjax.planning.search import divisors
+from vitjax.precision import Precision
 from vitjax.sweep.config import Sweep
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from vitjax.errors import InputError, suggest
 from vitjax.models.functional import Model
 from vitjax.models.layers import Linear, dropout
-from vitjax.parallel import Precision
+from vitjax.precision import Precision
 
 POOLS = ("gated", "attention", "mean", "max")
 FAR = -1e30  # a score that has no weight in a softmax
