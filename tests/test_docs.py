@@ -142,6 +142,8 @@ def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys, n
         if "--format=onnx" in argv and importlib.util.find_spec("onnx") is None:
             pytest.skip("the guides' exports need vitjax[onnx]")
         shrunk = [*argv, *SHRINK] if argv[0] == "train" else argv
+        if any(word.startswith("--profile") for word in argv):
+            shrunk = [*shrunk, "--config.total_steps=10"]  # five pass before its trace begins
         if argv[:2] in (["scaling", "report"], ["scaling", "freeze"], ["scaling", "fit"]):
             shrunk = [*argv, "--resamples=50"]
         if argv[0] == "transfer" and argv[1] != "collect":

@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes on the machine
     cpu.keep_freed_memory()
     cpu.give_virtual_devices_threads()
+    cpu.remember_compilations()
     try:
         return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
     except InputError as error:

@@ -1,9 +1,11 @@
 """Settings for JAX on CPUs, which must come before JAX starts and change no number; its cores."""
 
 import ctypes
+import hashlib
 import os
 import platform
 import re
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
@@ -33,6 +35,23 @@ def give_virtual_devices_threads() -> None:
     found = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
     if found and int(found[1]) > 1:
         os.environ.setdefault("NPROC", str(4 * int(found[1])))
+
+
+def remember_compilations() -> None:
+    """Keeps compiled programs for later starts: JAX's cache, in a folder of this kind of processor.
+
+    Programs for CPUs use what instructions the processor has, and a home directory may be seen from
+    several kinds. `JAX_COMPILATION_CACHE_DIR` names another folder;
+    `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = [f"flags: {platform.processor()} {platform.machine()}"]
+    flags = next((x for x in lines if x.lower().startswith(("flags", "features"))), "")
+    kind = hashlib.sha256(flags.encode()).hexdigest()[:8]
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / "vitjax" / f"compiled-{kind}"))
 
 
 def usable_cores() -> int:

@@ -4,9 +4,6 @@ import contextlib
 import threading
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from vitjax.telemetry import read_metrics
 
 COLOURS = ("#1f5fa8", "#d1495b", "#2e8b57", "#8d5fd3", "#c98a1b", "#555555")
@@ -25,6 +22,9 @@ def _smooth(values: list[float]) -> list[float]:
 
 def _draw(workdir: Path) -> None:
     """Draws metrics.jsonl as curves.png: losses, accuracies, learning rate."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not yet asked
+    from matplotlib.figure import Figure
+
     rows = read_metrics(workdir)
     series: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:

@@ -13,7 +13,6 @@ from vitjax import precision as precision_lib
 from vitjax.checkpoints import steps, store
 from vitjax.data.preprocess import Preprocess
 from vitjax.experiment import Experiment
-from vitjax.interop import read
 from vitjax.interop.layout import named_leaves, nested
 from vitjax.interop.merge import Merge, plan_merge
 from vitjax.models.functional import Model
@@ -45,6 +44,8 @@ def _open(path: Path) -> _Weights:
         preprocess = Preprocess.from_dict(contract["preprocess"])
         model = experiment.make_model(contract["model"], preprocess, precision_lib.Precision())
         return _Weights(shapes, model, contract, lambda: steps.model_weights(step, contract))
+    from vitjax.interop import read  # slow to import, and seldom needed
+
     imported = read.open_model(path)
     shapes = named_leaves(imported.model.abstract_params)
     return _Weights(shapes, imported.model, imported.contract, imported.read)

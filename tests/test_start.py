@@ -1,0 +1,57 @@
+"""What a start does before JAX is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.environment import of_a_process
+from vitjax import cpu
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    return tmp_path / "vitjax"
+
+
+def test_compiled_programs_are_kept_for_this_kind_of_processor(home, monkeypatch):
+    cpu.remember_compilations()
+    first = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    assert first.parent == home and first.name.startswith("compiled-")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr(Path, "read_text", lambda path: "flags : fpu another_instruction\n")
+    cpu.remember_compilations()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] != str(first)
+
+
+def test_a_folder_that_the_user_names_is_left(home, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    cpu.remember_compilations()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/elsewhere"
+
+
+def test_a_second_run_finds_the_programs_of_the_first(home, tmp_path):
+    """Both compile the step; the second adds none, since it read them."""
+    environment = of_a_process(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    kept = []
+    for number in range(2):
+        words = ["--config.total_steps=1", "--config.optimizer.schedule.warmup_steps=1",
+                 "--config.model.width=16", "--config.model.depth=1", "--config.model.mlp_dim=16",
+                 "--config.model.num_heads=1", f"--workdir={tmp_path}/{number}"]  # fmt: skip
+        command = [sys.executable, "-m", "vitjax", "train", "--config=quickstart", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        kept.append({p.name for p in home.glob("compiled-*/*") if p.name.endswith("-cache")})
+    assert any("train_step" in name for name in kept[0])
+    assert kept[0] == kept[1]
+
+
+def test_the_command_line_imports_no_plotting_before_it_plots():
+    code = "import sys, vitjax.train_verb; print('matplotlib' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "False", found.stderr
