@@ -5,6 +5,7 @@ differ in speed and memory, and where they run.
 """
 
 import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,7 +99,9 @@ def _cudnn(query: Array, key: Array, value: Array, is_causal: bool) -> Array:
 
 
 def _pallas(query: Array, key: Array, value: Array, is_causal: bool, interpret: bool = False):
-    from jax.experimental.pallas.ops.gpu import attention as pallas
+    with warnings.catch_warnings():  # from jax 0.12 on it says that it moves to tokamax
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu import attention as pallas
 
     tokens, block = query.shape[2], 64
     padded = -(-tokens // block) * block
