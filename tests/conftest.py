@@ -1,5 +1,6 @@
 """Eight virtual devices, strict JAX, run-time shape checks, one compilation cache for all."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -19,6 +20,24 @@ install_import_hook("vitjax", "typecheck.check")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from vitjax import curves  # noqa: E402
+from vitjax.scaling import solve  # noqa: E402
+
+# A picture takes longer than a tiny run's steps between two saves. test_train.py draws, and so do
+# the processes that tests start.
+draw_curves = curves._draw
+curves._draw = lambda workdir: None
+
+
+@functools.cache
+def _solver(objective):
+    """That of `solve`, optimised: this one program runs for far longer than it is compiled."""
+    newton = jax.vmap(functools.partial(solve._newton, objective), in_axes=(0, 0, None))
+    return jax.jit(newton, compiler_options={"xla_backend_optimization_level": 3})
+
+
+solve._solver = _solver
 
 ROOT = Path(__file__).parent.parent
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -104,8 +123,10 @@ def native():
 
 
 LONGEST_FIRST = (
-    "test_survival.py", "test_slurm_real.py", "test_processes.py", "test_docs.py",
-    "test_planning.py",
+    "test_survival.py", "test_docs.py", "test_slurm_real.py", "test_planning.py",
+    "test_transfer.py", "test_faults.py", "test_train.py", "test_parallel.py", "test_sweep_run.py",
+    "test_dino.py", "test_end_to_end.py", "test_processes.py", "test_distill.py",
+    "test_conv_checks.py", "test_conv_models.py", "test_data_runs.py", "test_scaling_laws.py",
 )  # fmt: skip
 
 

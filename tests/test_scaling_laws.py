@@ -162,9 +162,15 @@ def test_planted_laws_lie_inside_their_intervals_at_the_stated_rate():
     assert 0.8 <= np.mean(list(rates.values())) <= 0.985, rates
 
 
-def test_bands_hold_single_runs_only_with_their_noise():
-    n, d, loss = planted_runs(5, 0.01, budgets=8, sizes=12)
-    law = fit_parametric(n, d, loss, resamples=200)
+@pytest.fixture(scope="module")
+def many():
+    """96 runs, and their law."""
+    runs = planted_runs(5, 0.01, budgets=8, sizes=12)
+    return runs, fit_parametric(*runs, resamples=200)
+
+
+def test_bands_hold_single_runs_only_with_their_noise(many):
+    (n, d, loss), law = many
     shares = []
     for with_noise in (True, False):
         low, high = law.interval(n, d, 0.9, with_noise)
@@ -173,9 +179,8 @@ def test_bands_hold_single_runs_only_with_their_noise():
     assert law.noise == pytest.approx(0.01, rel=0.3)
 
 
-def test_profile_agrees_with_the_bootstrap_on_gaussian_noise():
-    n, d, loss = planted_runs(5, 0.01, budgets=8, sizes=12)
-    law = fit_parametric(n, d, loss, resamples=200)
+def test_profile_agrees_with_the_bootstrap_on_gaussian_noise(many):
+    _, law = many
     for name in ("E", "alpha", "B"):
         low, high = law.profile(name, 0.9)
         other_low, other_high = law.intervals(0.9)[name]
@@ -187,10 +192,10 @@ def test_profile_agrees_with_the_bootstrap_on_gaussian_noise():
         law.profile("gamma")
 
 
-def test_first_order_errors_agree_with_the_bootstrap():
-    n, d, loss = planted_runs(5, 0.01, budgets=8, sizes=12)
-    theory = fit_parametric(n, d, loss, resamples=0).standard_errors
-    sampled = fit_parametric(n, d, loss, resamples=200).standard_errors
+def test_first_order_errors_agree_with_the_bootstrap(many):
+    runs, law = many
+    theory = fit_parametric(*runs, resamples=0).standard_errors
+    sampled = law.standard_errors
     for name in ("E", "alpha", "beta"):
         assert theory[name] == pytest.approx(sampled[name], rel=0.6)
 

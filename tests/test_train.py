@@ -8,9 +8,9 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import use_one_device
+from conftest import draw_curves, use_one_device
 
-from vitjax import experiment, parallel, warm_start
+from vitjax import curves, experiment, parallel, warm_start
 from vitjax import train as train_lib
 from vitjax.checkpoints import steps, store
 from vitjax.errors import InputError, Preempted
@@ -85,7 +85,8 @@ def test_a_step_is_deterministic_and_the_seed_matters(one_device, make_config):
     assert run_steps(make_config(seed=1), devices=jax.devices()[:1])[0][1:] != one_device[1:]
 
 
-def test_a_run_leaves_what_the_interface_promises(tmp_path, make_config):
+def test_a_run_leaves_what_the_interface_promises(tmp_path, make_config, monkeypatch):
+    monkeypatch.setattr(curves, "_draw", draw_curves)
     config = make_config(optimizer__ema_decay=0.9)
     train_lib.train(config, tmp_path)
     recorded = json.loads((tmp_path / "config.json").read_text())
