@@ -17,6 +17,7 @@ ARGV = [
     "train", "--config=quickstart", f"--config.total_steps={STEPS}", "--config.batch_size=32",
     "--config.log_every=1", "--config.eval_every=60", "--config.checkpoint_every=20",
     "--config.model.width=32", "--config.model.depth=2", "--config.model.mlp_dim=64",
+    "--config.model.scan=True",
     "--config.model.num_heads=2", "--config.optimizer.schedule.warmup_steps=10",
 ]  # fmt: skip
 
@@ -60,11 +61,11 @@ def test_the_main_job_learns(whole):
 
 
 def test_killed_at_random_steps_it_ends_with_the_same_bits(whole, tmp_path):
-    """Three kill -9 and one SIGTERM, then to the end."""
+    """A kill -9 and a SIGTERM, then to the end; test_survival.py kills more often."""
     seed = int(os.environ.get("VITJAX_TEST_SEED", time.time()))
     print(f"VITJAX_TEST_SEED={seed}")  # shown when the test fails
-    steps = sorted(random.Random(seed).sample(range(5, STEPS - 30), 4))
-    preempted = random.Random(seed).randrange(4)
+    steps = sorted(random.Random(seed).sample(range(5, STEPS - 30), 2))
+    preempted = random.Random(seed).randrange(2)
     workdir = tmp_path / "broken"
     for index, step in enumerate(steps):
         number = signal.SIGTERM if index == preempted else signal.SIGKILL

@@ -18,7 +18,7 @@ from vitjax.telemetry import read_metrics
 STEPS = 12
 SHORT = [
     f"--config.total_steps={STEPS}", "--config.checkpoint_every=4", "--config.eval_every=6",
-    "--config.log_every=1", "--config.model.depth=2", "--config.model.width=32",
+    "--config.log_every=1", "--config.model.depth=1", "--config.model.width=32",
     "--config.model.mlp_dim=64", "--config.optimizer.schedule.warmup_steps=2",
     "--config.checkpoint.keep_last=10",
 ]  # fmt: skip
@@ -81,18 +81,17 @@ def alone(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_train_with_the_losses_of_one_and_resume_each_other(count, alone, tmp_path):
+def test_processes_train_with_the_losses_of_one_and_resume_each_other(alone, tmp_path):
     many = tmp_path / "many"
-    launch(count, many)
+    launch(4, many)
     np.testing.assert_allclose(losses(many), losses(alone), rtol=1e-5)
     recorded = json.loads((many / "config.json").read_text())["environment"]
-    assert recorded["process_count"] == count
+    assert recorded["process_count"] == 4
     final = json.loads((many / "summary.json").read_text())
     other = json.loads((alone / "summary.json").read_text())
     assert final["eval/test/accuracy"] == pytest.approx(other["eval/test/accuracy"])
 
-    for folder, processes_then in ((many, 1), (alone, count)):
+    for folder, processes_then in ((many, 1), (alone, 2)):
         copy = tmp_path / f"resumed_by_{processes_then}"
         subprocess.run(["cp", "-r", folder, copy], check=True)
         for step in (8, 12):  # back to step 4
