@@ -181,7 +181,7 @@ def test_the_verb_on_a_folder_of_classes(place, tmp_path, monkeypatch, capsys):
     words = [
         "transfer", f"--data={tmp_path / 'data'}", f"--checkpoint={place / 'start'}",
         f"--workdir={tmp_path / 'run'}", "--config.presets=('linear','full')",
-        "--config.floors=('pixels','scratch')", "--config.seeds=(0,)", "--config.train.max_steps=4",
+        "--config.floors=('pixels',)", "--config.seeds=(0,)", "--config.train.max_steps=4",
         "--config.train.min_steps=4", "--config.robustness=False",
         "--config.report.num_bootstraps=50",
         "--config.train.mesh.fsdp=1",
