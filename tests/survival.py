@@ -14,7 +14,7 @@ import environment
 FLAGS = f"--xla_cpu_multi_thread_eigen=false {environment.QUICK_COMPILATION}"
 ARGV = [
     "--config=quickstart", "--config.batch_size=32", "--config.log_every=1",
-    "--config.model.width=32", "--config.model.depth=2", "--config.model.mlp_dim=64",
+    "--config.model.width=32", "--config.model.depth=1", "--config.model.mlp_dim=64",
     "--config.model.num_heads=2", "--config.optimizer.schedule.warmup_steps=2",
     "--config.faults.heartbeat_seconds=10",
 ]  # fmt: skip

@@ -1,7 +1,6 @@
 """Every command of the guides runs, shrunk, in a folder with what the guides speak of."""
 
 import importlib.util
-import os
 import re
 import shlex
 import shutil
@@ -9,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import environment
 import numpy as np
 import pytest
+from conftest import use_one_device
 from PIL import Image
 from test_scaling_report import record
 
@@ -31,7 +32,7 @@ SHRINK_SWEEP = [
 ]  # fmt: skip
 
 SHRINK_TRANSFER = [
-    "--config.presets=('linear','full')", "--config.floors=('majority','scratch')",
+    "--config.presets=('linear','full')", "--config.floors=('majority',)",
     "--config.seeds=(0,)", "--config.train.min_steps=2", "--config.train.max_steps=2",
     "--config.train.batch_size=8", "--config.report.num_bootstraps=20",
     "--config.robustness=False", "--config.low_data.labelled=()",
@@ -112,6 +113,9 @@ def make_medical(folder):
 
 def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys, native):
     monkeypatch.chdir(tmp_path)
+    use_one_device(monkeypatch)
+    for name, value in environment.of_a_process().items():  # of the workers of sweeps
+        monkeypatch.setenv(name, value)
     make_images(tmp_path / "birds", ("robin", "wren"), 40)
     make_images(tmp_path / "cifar10", [f"class{i}" for i in range(10)], 32)
     (tmp_path / "photos").mkdir()
@@ -154,8 +158,8 @@ def test_every_command_of_the_guides_runs(root, tmp_path, monkeypatch, capsys, n
         if "tpu:" in shlex.join(argv) and importlib.util.find_spec("libtpu") is None:
             pytest.skip("the guides' plans need vitjax[plan]")
         shrunk = [sys.executable, "-m", "vitjax", *argv, *SHRINK_PLAN]
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-        done = subprocess.run(shrunk, capture_output=True, text=True, env=environment)
+        as_users = environment.of_a_process(flags="")
+        done = subprocess.run(shrunk, capture_output=True, text=True, env=as_users)
         assert done.returncode == 0, f"{name}: {argv}\n{done.stderr}"
 
 
