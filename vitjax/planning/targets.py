@@ -196,6 +196,8 @@ def prepare(target: Target) -> None:
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
+    if target.platform != "cpu":  # a program for devices that are not there cannot be read back
+        jax.config.update("jax_enable_compilation_cache", False)
     if target.platform == "cpu":
         if target.num_devices > 1:
             jax.config.update("jax_num_cpu_devices", target.num_devices)
