@@ -288,10 +288,30 @@ def constrain(x: Array, dims: str) -> Array:
     if mesh.size > 1:
         x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(x.shape, dims, mesh)))
     if platform() == "gpu" and dims.startswith("B N"):
-        # Left to itself XLA lays tokens out with the batch last, and transposes in each block. On
-        # each device's part: it would gather the whole array for it.
-        x = on_each_device(_row_major, dims, x)
+        x = _row_by_row(x, dims)
     return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _row_by_row(x: Array, dims: str) -> Array:
+    """The last dimension's neighbours are neighbours in memory, in the gradient as well.
+
+    Left to itself XLA lays tokens out with the batch last, and transposes in each block. It is said
+    on each device's part, as XLA would gather the whole array for it; and the gradient has its
+    own, as that of `shard_map` sums over the axes that its specs do not name.
+    """
+    return on_each_device(_row_major, dims, x)
+
+
+def _row_by_row_forward(x: Array, dims: str) -> tuple[Array, None]:
+    return _row_by_row(x, dims), None
+
+
+def _row_by_row_backward(dims: str, _: None, grad: Array) -> tuple[Array]:
+    return (on_each_device(_row_major, dims, grad),)
+
+
+_row_by_row.defvjp(_row_by_row_forward, _row_by_row_backward)
 
 
 def _spec(shape: tuple[int, ...], dims: str, mesh: Mesh) -> PartitionSpec:

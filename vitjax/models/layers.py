@@ -219,7 +219,7 @@ class Attention(nnx.Module):
         else:
             mixed, seen = KERNELS[self.kernel](query, key, value, self.is_causal), {}
         mixed = constrain(mixed, "B H N K")
-        return constrain(self.out(jnp.transpose(mixed, (0, 2, 1, 3))), "B N D"), seen
+        return self.out(jnp.transpose(mixed, (0, 2, 1, 3))), seen
 
 
 class Mlp(nnx.Module):
@@ -263,7 +263,7 @@ class Mlp(nnx.Module):
             if self.precision.products == "fp8":  # XLA's 8-bit products cannot end in a GELU
                 hidden = jax.lax.optimization_barrier(hidden)
             hidden = activate(hidden)
-        return constrain(self.down(hidden), "B N D")
+        return self.down(hidden)
 
 
 def dropout(
@@ -372,7 +372,9 @@ class Block(nnx.Module):
         normed = displaced(self.norm1(x), "norm1", offsets)
         attended, seen = self.attention(normed, rope, offsets, intermediates)
         x = x + self._branch(attended, self.layer_scale1, key, 0, drop_path)
+        if self.norm2 is not None:  # else both branches' partial sums are added first, then shared
+            x = constrain(x, "B N D")
         transformed = self.mlp(normed if self.norm2 is None else self.norm2(x))
-        x = x + self._branch(transformed, self.layer_scale2, key, 1, drop_path)
+        x = constrain(x + self._branch(transformed, self.layer_scale2, key, 1, drop_path), "B N D")
         seen |= {"norm1": normed, "attention": attended, "mlp": transformed, "output": x}
         return x, seen
