@@ -80,11 +80,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vitjax: unknown verb {argv[0]!r}; {suggest(argv[0], VERBS)}", file=sys.stderr)
         return WRONG_INPUT
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes on the machine
-    cpu.keep_freed_memory()
     cpu.give_virtual_devices_threads()
     cpu.remember_compilations()
     try:
-        return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
+        verb = importlib.import_module(VERBS[argv[0]][0])
+        if "jax" in sys.modules:  # a verb that computes
+            cpu.keep_freed_memory()
+        return verb.main(argv[1:])
     except InputError as error:
         print(f"vitjax: {error}", file=sys.stderr)
         return WRONG_INPUT

@@ -1,4 +1,4 @@
-"""Settings for JAX on CPUs, which must come before JAX starts and change no number; its cores."""
+"""Settings for JAX on CPUs, which must come before its first use and change no number; its cores."""
 
 import ctypes
 import hashlib
@@ -11,14 +11,19 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Asks glibc to keep freed memory for the next step instead of giving it back.
+    """Keeps memory that a program for CPUs frees for its next call, instead of giving it back.
 
     XLA takes and frees its temporary buffers at every step. By default glibc maps and unmaps large
-    ones, and the kernel clears every page again: up to half of a small model's step (LOG.md).
+    ones, and the kernel clears every page again: up to half of a small model's step (LOG.md). What
+    is larger than 64 MiB glibc can keep for the main thread alone; so programs of one device run in
+    the thread that calls them, and not in one of JAX's.
 
     Returns:
       Whether the C library took the settings; others than glibc have none.
     """
+    import jax  # here: the other settings must come before
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
