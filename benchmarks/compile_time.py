@@ -28,6 +28,8 @@ c = config.load_config("vit_s16_i1k")
 c.model.depth, c.batch_size = case["depth"], case["batch"]
 if case["scan"] is not None:
     c.model.scan = case["scan"]
+if not case["augment"]:
+    c.augment = ()
 built = experiment.build(c, devices=jax.devices()[:case["devices"]])
 cpu, wall = time.process_time(), time.perf_counter()
 built.compile()
@@ -38,11 +40,12 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def compile_once(
-    depth: int, devices: int, batch: int, scan: bool | None = None
+    depth: int, devices: int, batch: int, scan: bool | None = None, augment: bool = True
 ) -> dict[str, float]:
     """CPU and wall seconds to lower and compile the S/16 step, in a process of its own, with
-    nothing cached. `scan` is as the config has it where it is None."""
-    case = {"depth": depth, "devices": devices, "batch": batch, "scan": scan}
+    nothing cached. `scan` is as the config has it where it is None; RandAugment and mixup, which
+    the config has, are part of the program but without `augment`."""
+    case = {"depth": depth, "devices": devices, "batch": batch, "scan": scan, "augment": augment}
     done = subprocess.run(
         [sys.executable, "-c", ONE, json.dumps(case)], capture_output=True, text=True,
         env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},

@@ -179,6 +179,12 @@ def test_wrong_arguments_say_what_is_allowed(change, words):
         vit(**(SMALL | change))
 
 
+def test_whether_layers_are_scanned_is_no_number():
+    unchecked = getattr(vit, "__wrapped__", vit)  # the tests' type checker would come first
+    with pytest.raises(InputError, match="True, False or None, got 1"):
+        unchecked(**(SMALL | {"scan": 1}))
+
+
 FAMILY_OPTIONS = [
     {"pool": "cls", "num_registers": 2, "mask_token": True, "layer_scale": 0.1, "mlp": "gated",
      "activation": "silu", "positions": "rope", "key_bias": False},

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -163,14 +162,14 @@ def test_trunks_come_first_and_the_longest_before_all(plan):
 
 
 def test_a_learning_rate_beyond_reason_diverges(plan, workdir):
-    """A real run: its gradient stops being a number, or becomes infinite."""
+    """A real run: its gradient becomes infinite."""
     cell = next(c for c in fit_cells(plan) if not c.is_branch)
     hot = dataclasses.replace(cell, learning_rate=1e30)
     hot_plan = dataclasses.replace(plan, cells=(hot,))
     worker.work(workdir, hot_plan, [hot])
     found = attempts.last(workdir, hot.id)
     assert found["status"] == "diverged"
-    assert re.search("gradient norm (nan|inf)", found["reason"])
+    assert "gradient norm inf" in found["reason"]
     assert found["wall_seconds"] > 0 and found["device_kind"] == "cpu"
 
 

@@ -57,6 +57,8 @@ def remember_compilations() -> None:
     flags = next((x for x in lines if x.lower().startswith(("flags", "features"))), "")
     kind = hashlib.sha256(flags.encode()).hexdigest()[:8]
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / "vitjax" / f"compiled-{kind}"))
+    # Those of less than a second as well, JAX's default: a start has several (LOG.md).
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def usable_cores() -> int:
