@@ -1,4 +1,4 @@
-"""Settings for JAX on CPUs, which must come before its first use and change no number; its cores."""
+"""Settings for JAX on CPUs, made before its first use, which change no number; its cores."""
 
 import ctypes
 import hashlib
