@@ -62,10 +62,11 @@ assert cpu.keep_freed_memory()
 import jax, jax.numpy as jnp
 product = jax.jit(lambda x: jnp.tanh(x @ x.T).sum())  # 137 MiB between
 x = jnp.ones((6000, 8))
-for _ in range(6):
+def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     product(x).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(min(faults() for _ in range(8)))  # the first calls still find their places
 """
 
 

@@ -87,9 +87,16 @@ def start(heartbeat_seconds: int = 100) -> None:
     if found := given():
         coordinator, count, index = found
         if count > 1:
-            jax.distributed.initialize(coordinator, count, index, **timing)
+            _meet(coordinator, count, index, **timing)
     elif _detected():
-        jax.distributed.initialize(**timing)
+        _meet(**timing)
+
+
+def _meet(*who: Any, **timing: Any) -> None:
+    """Programs run in a thread of JAX's (see `vitjax.cpu`): one that waits for a process that has
+    gone must not hold the thread that hears of it."""
+    jax.config.update("jax_cpu_enable_async_dispatch", True)
+    jax.distributed.initialize(*who, **timing)
 
 
 @contextlib.contextmanager
