@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     XLA takes and frees its temporary buffers at every step. By default glibc maps and unmaps large
     ones, and the kernel clears every page again: up to half of a small model's step (LOG.md). What
     is larger than 64 MiB glibc can keep for the main thread alone; so programs of one device run in
-    the thread that calls them, and not in one of JAX's.
+    the thread that calls them, and not in one of JAX's (but see `vitjax.processes`).
 
     Returns:
       Whether the C library took the settings; others than glibc have none.
