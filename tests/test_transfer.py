@@ -16,8 +16,9 @@ from vitjax import cli, experiment
 from vitjax import config as config_lib
 from vitjax import train as train_lib
 from vitjax.data.loader import Loader
+from vitjax.data.policies import Policy
 from vitjax.errors import InputError
-from vitjax.medical import features, presets, probes, report, scoring, transfer, verb
+from vitjax.medical import features, presets, probes, report, scoring, transfer, verb, views
 from vitjax.medical.cohort import Cohort, CohortSource, LabelSet
 from vitjax.medical.evaluator import Scores
 from vitjax.medical.settings import transfer_config
@@ -66,7 +67,7 @@ def settings_of(folder, **changes):
     settings.robustness = False
     settings.train.update(batch_size=20, min_steps=6, max_steps=6, evaluations=2, num_threads=0)
     settings.train.mesh = {"replica": 1, "fsdp": 1, "tensor": 1}
-    settings.report.num_bootstraps = 100
+    settings.report.update(num_bootstraps=100, views=1)
     return config_lib.override(
         settings, [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]
     )
@@ -76,11 +77,11 @@ def settings_of(folder, **changes):
 def made(place):
     """A report with every preset, and what was written."""
     settings = settings_of(place)
-    settings.presets = ("knn", "linear", "lp_ft", "freeze", "lora", "full", "bit_hyper")
+    settings.presets = ("linear", "knn", "lp_ft", "freeze", "lora", "full", "bit_hyper")
     settings.floors = ("majority", "pixels", "scratch", "cnn")
     settings.seeds = (0,)
     settings.low_data.update(labelled=(20.0,), methods=("linear", "scratch"), seeds=(0,))
-    settings.report.goals = {"auc": 1.01}
+    settings.report.update(goals={"auc": 1.01}, views=3)
     with pytest.MonkeyPatch.context() as patch:
         use_one_device(patch)
         found = verb.transfer(settings, str(place / "start"), place / "whole")
@@ -103,9 +104,12 @@ def test_every_preset_and_floor_is_in_the_report(made):
     assert found["official"]["auc"]["value"] == pytest.approx(
         by_name[best]["test_auroc"]["value"], abs=1e-12
     )
-    assert [(g["goal"], g["value"]) for g in found["goals"]] == [
-        (1.01, found["official"]["auc"]["value"])
-    ] * 2  # of one seed, the ensemble is that seed
+    goals = [(1.01, part["official"]["auc"]["value"]) for part in (found, found["views"])]
+    goals = [g for g in goals for _ in range(2)]  # of one seed, the ensemble is that seed
+    assert [(g["goal"], g["value"]) for g in found["goals"]] == goals
+    assert [g["of"] for g in found["goals"]][2:] == [
+        "mean over seeds, all views", "ensemble of seeds, all views"
+    ]  # fmt: skip
     assert ", missed by " in (workdir / "report.md").read_text()
     written = json.loads((workdir / "report.json").read_text())
     assert (
@@ -130,6 +134,54 @@ def test_the_checkpoint_says_what_the_predictions_say(made):
     p = np.exp(logits[:, 1]) / np.exp(logits).sum(1)
     said = [float(r["pneumonia"]) for r in rows if r["split"] == "test"]
     np.testing.assert_allclose(said, p, atol=1e-4)
+
+
+def test_views_are_the_image_and_draws_of_its_policy(made, place):
+    """Against the model's own forward pass, view by view; then their mean is scored."""
+    settings, found, _ = made
+    work = transfer.Transfer(settings, str(place / "start"), place / "whole")
+    assert work.policy == found["views"]["policy"] == "chest_xray"
+    outcome = work.outcome("full", 0)
+    model, rows = work.fitted(outcome), work.rows["test"]
+    policy = Policy("chest_xray")
+    seen = work.outputs(model, rows, augment=policy, num_views=3)["logits"]
+    fitted = [model.preprocess.fit(work.cohort.images[r][..., None]) for r in rows.tolist()]
+    unit = np.zeros((256, *fitted[0].shape), np.float32)  # a batch, padded
+    unit[: len(rows)] = np.stack(fitted) / 255.0
+    unit = jax.numpy.asarray(unit)
+    for view in range(3):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), view)
+        drawn = policy(key, {"images": unit})["images"] if view else unit
+        expected = model.model.apply(model.params, model.preprocess.normalise(drawn))["logits"]
+        np.testing.assert_allclose(seen[:, view], expected[: len(rows)], atol=1e-4)
+    assert np.abs(seen[:, 1] - seen[:, 0]).max() > 1e-2
+    (scored,) = views.scored(work, [outcome], "chest_xray", 3)
+    p = np.exp(seen.astype(np.float64))
+    p = (p / p.sum(2, keepdims=True)).mean(1)
+    np.testing.assert_allclose(scored.probabilities["class"], p, atol=1e-6)
+
+
+def test_robustness_has_a_row_of_training_with_noise(made, place, monkeypatch):
+    settings, _, _ = made
+    work = transfer.Transfer(settings, str(place / "start"), place / "whole")
+    found = {m: [work.outcome(m, 0)] for m in ("linear", "full", "scratch", "cnn")}
+    monkeypatch.setattr(
+        verb.robustness,
+        "measure",
+        lambda _, outcomes, methods: {"of": outcomes, "methods": methods},
+    )
+    measured = verb._robustness(work, "full", found)
+    assert measured["methods"] == ("full", "full+noise", "scratch", "cnn")
+    (noisy,) = measured["of"]["full+noise"]
+    config = json.loads((noisy.run / "config.json").read_text())["config"]
+    assert config["augment"][-1] == {
+        "target": "vitjax.data.colour:GaussianNoise", "std": [0.0, settings.train.noise]
+    }  # fmt: skip
+    plain = json.loads((found["full"][0].run / "config.json").read_text())["config"]
+    assert config["augment"][:-1] == plain["augment"]
+    assert config | {"augment": None} == plain | {"augment": None}
+    assert not np.array_equal(noisy.test, found["full"][0].test)
+    assert verb._robustness(work, "linear", found)["methods"] == ("linear", "scratch", "cnn")
 
 
 def test_what_is_made_is_not_made_again_and_the_test_set_is_counted(made, place, monkeypatch):
@@ -204,6 +256,8 @@ def test_the_verb_on_a_folder_of_classes(place, tmp_path, monkeypatch, capsys):
         ({"report": {"level": 95.0}}, "report.level must be between 0 and 1, got 95"),
         ({"report": {"goals": {"aucc": 0.9}}}, "report.goals: 'aucc' is no metric.*mean 'auc'"),
         ({"image_size": 9}, "not divisible by patch size"),
+        ({"presets": ("full+nois",)}, "presets: did you mean 'full'"),
+        ({"report": {"views": 0}}, "report.views must be at least 1, got 0"),
         ({"inputs": ("age",)}, "has no column 'age' for inputs"),
     ],
 )
@@ -411,6 +465,20 @@ def test_the_cnn_has_the_flops_it_should():
         assert 0.7 < model.flops_per_image / flops < 1.4
 
 
+def test_the_floors_of_a_hybrid_differ_from_it_in_the_stem_alone(place, tmp_path):
+    settings = settings_of(place)
+    work = transfer.Transfer(settings, str(place / "start"), tmp_path)
+    contract = dict(work.start.contract)
+    contract["model"] = dict(contract["model"]) | {"stem": "resnet"}
+    start = dataclasses.replace(work.start, contract=contract)
+    made = {
+        method: presets.run_config(settings, work.cohort, start, method, 0).model.to_dict()
+        for method in ("scratch", "vit", "hybrid")
+    }
+    assert [m.pop("stem") for m in made.values()] == ["resnet", "patch", "conv"]
+    assert made["scratch"] == made["vit"] == made["hybrid"]
+
+
 def test_colour_is_not_dropped_unasked(place, tmp_path):
     settings = settings_of(place)
     settings.cohort = {"target": f"{__name__}:cohort", "channels": 3}
@@ -587,7 +655,7 @@ def test_official_metrics_of_a_cohort():
     p[4] = np.eye(4)[2]  # pN1mi for pN1
     half = official.camelyon17(cohort(), made)["quadratic_kappa"]
     assert 0 < half < 1
-    twice = report.taken(made, np.tile(np.arange(10), 2))
+    twice = official.taken(made, np.tile(np.arange(10), 2))
     assert official.camelyon17(cohort(), twice)["quadratic_kappa"] == pytest.approx(half)
     binary = scoring.Scored(
         np.array(["a", "b"]), np.array(["a", "b"]), {"tumour": np.array([0.0, 1.0])},

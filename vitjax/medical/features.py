@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from rich.progress import track
 
 from vitjax.data.loader import Loader
+from vitjax.data.preprocess import to_unit
 from vitjax.inference import VisionModel
 from vitjax.medical.cohort import Cohort, CohortSource
 from vitjax.parallel import (
@@ -25,7 +26,6 @@ from vitjax.parallel import (
     to_global,
     to_host,
 )
-from vitjax.state import prepare
 
 log = logging.getLogger("vitjax")
 OUTPUTS = ("embedding", "logits")
@@ -40,16 +40,21 @@ def outputs(
     batch_size: int = 256,
     num_threads: int | None = None,
     show: bool = True,
-) -> dict[str, Float[np.ndarray, "R D"]]:
+    augment: Callable[[jax.Array, dict], dict] | None = None,
+    num_views: int = 1,
+) -> dict[str, Float[np.ndarray, "..."]]:
     """Features, and logits where the model has a head, of rows of a cohort, on all devices.
 
     Args:
       rows: of the cohort.
       inputs: `[N, M]` of the whole cohort, for a model that takes them.
       show: a progress bar.
+      augment, num_views: with an augmentation of training, so many views of each image: as it is,
+        and draws that depend on its row's place alone.
 
     Returns:
-      float32 `embedding` and `logits`; NaN where an image cannot be read.
+      float32 `embedding` and `logits` [R, D], with views [R, V, D]; NaN where an image cannot be
+      read.
     """
     mesh = data_mesh()
     shards = batch_shards(mesh)
@@ -57,10 +62,23 @@ def outputs(
     source = CohortSource(cohort, rows, inputs)
     loader = Loader(source, model.preprocess, num_threads=num_threads)
 
-    def run(params, batch):
+    def run(params, batch, number):
         given = {"inputs": batch["inputs"]} if "inputs" in batch else {}
-        out = model.model.apply(params, prepare(batch["images"], model.preprocess), **given)
-        return {k: out[k].astype(np.float32) for k in OUTPUTS if k in out} | {"m": batch["mask"]}
+        images = to_unit(batch["images"])
+
+        def seen(view):
+            shown = images
+            if augment is not None:
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), number), view)
+                drawn = augment(key, {"images": images})["images"]
+                shown = jax.numpy.where(view == 0, images, drawn)
+            out = model.model.apply(params, model.preprocess.normalise(shown), **given)
+            return {k: out[k].astype(np.float32) for k in OUTPUTS if k in out}
+
+        if augment is None:
+            return seen(0) | {"m": batch["mask"]}
+        found = jax.lax.map(seen, jax.numpy.arange(num_views))
+        return {k: v.swapaxes(0, 1) for k, v in found.items()} | {"m": batch["mask"]}
 
     step = jax.jit(on_mesh(run, mesh), out_shardings=replicated(mesh))
     params = jax.device_put(model.params, replicated(mesh))
@@ -69,13 +87,15 @@ def outputs(
     if show:
         batches = track(batches, f"{cohort.name}: {len(rows):,} images", -(-len(rows) // size),
                         transient=True)  # fmt: skip
-    for batch in batches:
+    for number, batch in enumerate(batches):
         batch = {k: v for k, v in batch.items() if k != "labels"}
-        found.append(to_host(step(params, to_global(batch, mesh, size))))
+        found.append(to_host(step(params, to_global(batch, mesh, size), np.int32(number))))
     loader.close()
     joined = {k: np.concatenate([f[k] for f in found])[: len(rows)] for k in found[0]}
     is_read = joined.pop("m")
-    return {k: np.where(is_read[:, None], v, np.nan) for k, v in joined.items()}
+    return {
+        k: np.where(is_read.reshape(-1, *[1] * (v.ndim - 1)), v, np.nan) for k, v in joined.items()
+    }
 
 
 def cached_features(

@@ -1,6 +1,7 @@
 """The metric that each benchmark asks for, of one split, as numbers by name."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from vitjax.medical.cohort import Cohort
 from vitjax.medical.metrics import camelyon, isic, ranking
 from vitjax.medical.metrics import chexpert as chexpert_metric
 from vitjax.medical.metrics import medmnist as medmnist_metric
+from vitjax.medical.metrics.intervals import group_bootstrap
 from vitjax.medical.scoring import Scored, hardened, probabilities, to_units
 
 Official = Callable[[Cohort, Scored], dict[str, float]]
@@ -28,6 +30,39 @@ def names(cohort: Cohort) -> list[str]:
     chance = np.zeros((len(rows), sum(s.num_logits for s in cohort.label_sets)))
     scored = to_units(cohort, rows, probabilities(cohort.label_sets, chance))
     return list(metric(cohort, scored))
+
+
+def intervals(
+    cohort: Cohort, runs: Sequence[Scored], *, num: int, level: float
+) -> dict[str, dict[str, float]]:
+    """The cohort's own metric, the mean over runs on the same units, with group bootstraps.
+
+    Args:
+      num: resamples at most; fewer of a large split, at least 100.
+    """
+    metric = of(cohort)
+    if metric is None:
+        return {}
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        rows = np.repeat(np.arange(len(weights)), weights.astype(int))
+        return np.mean([list(metric(cohort, taken(s, rows)).values()) for s in runs], 0)
+
+    num = min(num, max(100, 2_000_000 // max(1, len(runs[0].units))))
+    found = group_bootstrap(statistic, runs[0].groups, num=num, level=level)
+    return {
+        name: {"value": found.value[i], "low": found.low[i], "high": found.high[i]}
+        for i, name in enumerate(metric(cohort, runs[0]))
+    }
+
+
+def taken(scored: Scored, rows: np.ndarray) -> Scored:
+    """Some units, in this order, also more than once."""
+    of_units = ("labels", "probabilities", "columns")
+    parts = {name: {k: v[rows] for k, v in getattr(scored, name).items()} for name in of_units}
+    return dataclasses.replace(
+        scored, units=scored.units[rows], groups=scored.groups[rows], **parts
+    )
 
 
 def medmnist(cohort: Cohort, scored: Scored) -> dict[str, float]:

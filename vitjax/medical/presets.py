@@ -9,8 +9,11 @@ lora       low-rank updates of attention, and the head (Hu et al. 2021, arXiv 21
 full       all, with layer-wise decay (BEiT, arXiv 2106.08254; MAE, arXiv 2111.06377)
 bit_hyper  all, by BiT-HyperRule: SGD, a step schedule (Kolesnikov et al. 2019, arXiv 1912.11370)
 scratch    the same model, drawn afresh
+vit        the same with patches of the image and no stem, drawn afresh
 hybrid     the same with a convolutional stem, drawn afresh
 cnn        a ResNet (BiT) of the same FLOPs, drawn afresh
+
+With "+noise" behind it each is trained on noisy images, as "full+noise".
 """
 
 import dataclasses
@@ -31,10 +34,27 @@ from vitjax.medical.sources import TARGET, encode_inputs, part_of
 from vitjax.models.functional import Model
 from vitjax.precision import Precision
 
-TRAINED = ("lp_ft", "freeze", "lora", "full", "bit_hyper", "scratch", "hybrid", "cnn")
-FROM_NOTHING = ("scratch", "hybrid", "cnn")
+TRAINED = ("lp_ft", "freeze", "lora", "full", "bit_hyper", "scratch", "vit", "hybrid", "cnn")
+FROM_NOTHING = ("scratch", "vit", "hybrid", "cnn")
+STEM_OF = {"vit": "patch", "hybrid": "conv"}
 METRIC = "eval/val/auroc"
+NOISE = "+noise"
 ALL_BUT_LORA = r"(?!.*lora_|head/|inputs/).*"
+
+
+def base_of(method: str) -> str:
+    """The method without the noise."""
+    return method.removesuffix(NOISE)
+
+
+def is_trained(method: str) -> bool:
+    """Whether a method is a training run."""
+    return base_of(method) in TRAINED
+
+
+def policy_of(settings: Config, cohort: Cohort) -> str | None:
+    """The name of the augmentation that training uses, or None."""
+    return (cohort.policy if settings.policy == "auto" else settings.policy) or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +82,22 @@ def run_config(
 
     Args:
       settings: of the transfer.
-      method: one of TRAINED.
+      method: one of TRAINED, or that with NOISE behind it.
       labelled: see `sources.part_of`.
 
     Raises:
       InputError: no such method, or settings that contradict the checkpoint.
     """
-    if method not in TRAINED:
+    if not is_trained(method):
         raise InputError(f"no training run is called {method!r}; {suggest(method, TRAINED)}")
+    is_noisy, method = method.endswith(NOISE), base_of(method)
     rows = part_of(cohort, cohort.rows("train"), labelled, seed)
     config = base_config()
     config.seed = seed
     _set_data(config, settings, cohort, start, labelled, seed, method)
+    if is_noisy:
+        noise = {"target": "vitjax.data.colour:GaussianNoise", "std": (0.0, settings.train.noise)}
+        config.augment = (*config.augment, noise)
     _set_model(config, settings, cohort, start, method)
     _set_loss(config, settings, cohort, rows)
     _set_length(config, settings, len(rows))
@@ -105,7 +129,7 @@ def _set_data(config, settings, cohort, start, labelled, seed, method) -> None:
     config.data.num_inputs = sum(encode_inputs(cohort, inputs)[1]) if inputs else 0
     config.data.num_threads = settings.train.num_threads
     config.data.transforms = _checked_transforms(settings, cohort)
-    policy = cohort.policy if settings.policy == "auto" else settings.policy
+    policy = policy_of(settings, cohort)
     if policy:
         config.augment = ({"target": "vitjax.data.policies:Policy", "name": policy},)
     config.evals.val = {
@@ -133,7 +157,7 @@ def _set_model(config, settings, cohort, start, method) -> None:
     total = sum(s.num_logits for s in cohort.label_sets)
     model = dict(start.contract["model"])
     is_vit = model["target"] == "vitjax.models.vit:vit"
-    if method in ("freeze", "lora", "hybrid") and not is_vit:
+    if method in ("freeze", "lora", *STEM_OF) and not is_vit:
         raise InputError(f"preset {method!r} needs a Vision Transformer, not {model['target']}")
     model |= {"num_classes": total, "head_bias": 0.0}
     if is_vit and method != "cnn":
@@ -149,8 +173,7 @@ def _set_model(config, settings, cohort, start, method) -> None:
     if method == "lora":
         model["lora_rank"] = settings.train.lora_rank
         config.optimizer.freeze = (ALL_BUT_LORA,)
-    if method == "hybrid":
-        model["stem"] = "conv"
+    model |= {"stem": STEM_OF[method]} if method in STEM_OF else {}
     if method == "cnn":
         flops = _made(model, config).flops_per_image
         model = cnn_of(flops, config.data.image_size, config.data.channels, total)
@@ -265,6 +288,7 @@ def _set_length(config, settings, num_rows: int) -> None:
 
 def _set_optimizer(config, settings, method) -> None:
     train, optimizer = settings.train, config.optimizer
+    optimizer.ema_decay = train.ema_decay
     optimizer.peak_lr = train.peak_lr[method]
     optimizer.schedule.warmup_steps = max(1, config.total_steps // 10)
     optimizer.weight_decay = train.weight_decay
@@ -282,8 +306,8 @@ def check_fits(settings: Config, cohort: Cohort, start: Start) -> None:
     work is said first."""
     low = settings.low_data.methods if settings.low_data.labelled else ()
     for method in dict.fromkeys((*settings.presets, *settings.floors, *low)):
-        if method in TRAINED:
+        if is_trained(method):
             config = run_config(settings, cohort, start, method, settings.seeds[0])
             made = experiment.build(config)
-            if config.init.checkpoint and method != "lp_ft":  # whose head is made first
+            if config.init.checkpoint and base_of(method) != "lp_ft":  # whose head is made first
                 warm_start.check_init(made, tell=False)

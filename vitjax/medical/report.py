@@ -15,7 +15,7 @@ import numpy as np
 import vitjax
 from vitjax import config as config_lib
 from vitjax.config import Config
-from vitjax.medical import features, official, presets
+from vitjax.medical import features, official, presets, views
 from vitjax.medical.metrics import audit as audit_lib
 from vitjax.medical.metrics import calibration, counts, intervals, ranking
 from vitjax.medical.scoring import (
@@ -72,8 +72,11 @@ def make(transfer: Transfer, found: Mapping[str, list[Outcome]], guards: dict[st
             name: _interval(value)
             for name, value in metric_intervals(test[chosen], **options).items()
         },
-        "official": _official(transfer, test[chosen], settings),
-        "official_ensemble": _official(transfer, [averaged(test[chosen])], settings),
+        "official": official.intervals(transfer.cohort, test[chosen], **options),
+        "official_ensemble": official.intervals(
+            transfer.cohort, [averaged(test[chosen])], **options
+        ),
+        "views": _views(transfer, found[chosen], test[chosen], options),
         "thresholds": _thresholds(val[chosen], test[chosen], settings),
         "differences": _differences(chosen, test, options),
         "calibration": _calibration(transfer, found[chosen]),
@@ -176,45 +179,38 @@ def _method(
     }
 
 
-def _official(transfer: Transfer, test: Sequence[Scored], settings: Any) -> dict[str, Any]:
-    metric = official.of(transfer.cohort)
-    if metric is None:
+def _views(
+    transfer: Transfer,
+    outcomes: Sequence[Outcome],
+    test: Sequence[Scored],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Test-time augmentation: what it would have given beside one look at each image."""
+    number, policy = transfer.settings.report.views, transfer.policy
+    seen = views.scored(transfer, outcomes, policy, number) if policy and number > 1 else None
+    if seen is None:
         return {}
-    names = list(metric(transfer.cohort, test[0]))
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        rows = np.repeat(np.arange(len(weights)), weights.astype(int))
-        runs = [list(metric(transfer.cohort, taken(s, rows)).values()) for s in test]
-        return np.mean(runs, 0)
-
-    num = min(settings.num_bootstraps, max(100, 2_000_000 // max(1, len(test[0].units))))
-    found = intervals.group_bootstrap(statistic, test[0].groups, num=num, level=settings.level)
     return {
-        name: {"value": found.value[i], "low": found.low[i], "high": found.high[i]}
-        for i, name in enumerate(names)
+        "number": number,
+        "policy": policy,
+        "test_auroc": _interval(auroc_over_seeds(seen, **options)),
+        "ensemble_auroc": _interval(auroc_over_seeds([averaged(seen)], **options)),
+        "difference": _interval(auroc_over_seeds(seen, minus=test, **options)),
+        "official": official.intervals(transfer.cohort, seen, **options),
+        "official_ensemble": official.intervals(transfer.cohort, [averaged(seen)], **options),
     }
 
 
 def _goals(report: Mapping[str, Any], goals: Config) -> list[dict[str, Any]]:
     """What was to be reached, and what was: of the seeds' mean, and of their ensemble."""
+    parts = {"": report} | ({", all views": report["views"]} if report["views"] else {})
     ways = (("mean over seeds", "official"), ("ensemble of seeds", "official_ensemble"))
     return [
-        {"metric": name, "goal": goal, "of": way} | report[part][name]
+        {"metric": name, "goal": goal, "of": way + more} | part[key][name]
         for name, goal in goals.items()
-        for way, part in ways
+        for more, part in parts.items()
+        for way, key in ways
     ]
-
-
-def taken(scored: Scored, rows: np.ndarray) -> Scored:
-    """Some units, in this order, also more than once."""
-    return Scored(
-        scored.units[rows],
-        scored.groups[rows],
-        {k: v[rows] for k, v in scored.labels.items()},
-        {k: v[rows] for k, v in scored.probabilities.items()},
-        {k: v[rows] for k, v in scored.columns.items()},
-        scored.label_sets,
-    )
 
 
 def _thresholds(val: Sequence[Scored], test: Sequence[Scored], settings: Any) -> list[dict]:

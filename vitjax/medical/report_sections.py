@@ -140,7 +140,21 @@ def _official(report: Report) -> list[Block]:
             for k, v in (report.get("official") or {}).items()]  # fmt: skip
     none = _say("The data set has no metric of its own that is known here.")
     table = _table("metric|mean over seeds|ensemble of seeds", rows) if rows else none
-    return [table, *_froc(report.get("froc") or {})]
+    return [table, *_views(report.get("views") or {}), *_froc(report.get("froc") or {})]
+
+
+def _views(part: Mapping[str, Any]) -> list[Block]:
+    if not part:
+        return []
+    rows = [["auroc", _interval(part["test_auroc"]), _interval(part["ensemble_auroc"])]]
+    rows += [[k, _interval(v), _interval(part["official_ensemble"].get(k))]
+             for k, v in part["official"].items()]  # fmt: skip
+    return [
+        _say(f"With test-time augmentation, the mean over {part['number']} views of each image by "
+             f"the policy {part['policy']!r}; the AUROC minus that of one look is "
+             f"{_interval(part['difference'], '+')}. All else in this report is of one look."),
+        _table("metric, all views|mean over seeds|ensemble of seeds", rows),
+    ]  # fmt: skip
 
 
 def _froc(part: Mapping[str, Any]) -> list[Block]:
@@ -222,6 +236,11 @@ def _robustness(report: Report) -> list[Block]:
                  _interval(m["mean_drop"], "+"), _number(m["relative"])]
                 for m in methods]  # fmt: skip
         blocks.append(_table("method|clean|mean corrupted|mean drop|relative", rows))
+        if any(m["method"].endswith("+noise") for m in methods):
+            blocks.append(_say(
+                "A row with +noise was trained on images with normal noise of random strength: it "
+                "has seen that family, the others are new to it."
+            ))  # fmt: skip
         for d in part.get("differences") or []:
             text = f"Mean drop of {d['method']} minus that of {d['against']}: {_interval(d, '+')}."
             blocks.append(_say(text))

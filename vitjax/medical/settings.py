@@ -65,11 +65,14 @@ def transfer_config() -> Config:
                     "bit_hyper": 0.003,  # at a batch of 512
                     "scratch": 1e-3,
                     "cnn": 1e-3,
+                    "vit": 1e-3,
                     "hybrid": 1e-3,
                 },
                 "weight_decay": 0.05,
                 "layer_decay": 0.75,
                 "drop_path_rate": 0.1,
+                "ema_decay": None,  # of an average of the weights, which is then evaluated
+                "noise": 0.2,  # the most of "+noise": standard deviation, of the full range
                 "frozen_blocks": None,  # None: half of them
                 "lora_rank": 8,
                 "mesh": config_lib.plain(base_config().mesh),
@@ -80,7 +83,9 @@ def transfer_config() -> Config:
                 "methods": ("linear", "full", "scratch", "hybrid", "cnn"),
                 "seeds": (0, 1, 2, 3, 4),
             },
-            "robustness": True,  # the chosen model beside the CNN under corruptions
+            # The chosen preset, the same trained on noisy images, and what was drawn afresh, under
+            # corruptions of the test images.
+            "robustness": True,
             "report": {
                 "num_bootstraps": 2000,
                 "level": 0.95,
@@ -88,6 +93,7 @@ def transfer_config() -> Config:
                 "min_positives": 10,
                 "goals": {},  # of the official metric, such as {"auc": 0.95}: reached or missed
                 "sensitivity_at": 0.9,  # specificity, with thresholds from the validation split
+                "views": 8,  # of a test image, by the policy, for test-time augmentation; 1: none
                 "duplicates": True,  # search for them; within and across splits
                 "predict_train": False,  # put the training images into predictions.csv too
             },

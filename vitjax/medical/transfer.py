@@ -84,7 +84,7 @@ class Transfer:
             asked["low_data.methods"] = settings.low_data.methods
         for name, methods in asked.items():
             for method in methods:
-                if method not in METHODS:
+                if method not in METHODS and not presets.is_trained(method):
                     raise InputError(f"{name}: {suggest(method, METHODS)}")
         if not settings.seeds or not settings.presets:
             raise InputError("a transfer needs at least one of seeds and of presets")
@@ -107,6 +107,11 @@ class Transfer:
         presets.check_fits(settings, self.cohort, self.start)
         self._features: Float[np.ndarray, "N D"] | None = None
         self._pixels: Float[np.ndarray, "N D"] | None = None
+
+    @property
+    def policy(self) -> str | None:
+        """The augmentation of training, by its name."""
+        return presets.policy_of(self.settings, self.cohort)
 
     @property
     def is_first(self) -> bool:
@@ -134,7 +139,7 @@ class Transfer:
         key = self._key(method, seed, labelled)
         path = self.workdir / "outcomes" / f"{outcome_name(method, seed, labelled)}.npz"
         run = self.workdir / "runs" / outcome_name(method, seed, labelled)
-        run = run if method in presets.TRAINED else None
+        run = run if presets.is_trained(method) else None
         if path.is_file():
             with np.load(path, allow_pickle=False) as file:
                 facts = json.loads(str(file["facts"]))
@@ -166,7 +171,7 @@ class Transfer:
     def _key(self, method: str, seed: int, labelled: float) -> str:
         """A hash of all that an outcome depends on."""
         parts: list[Any] = [features.data_key(self.cohort), self._weights, method, labelled]
-        if method in presets.TRAINED:
+        if presets.is_trained(method):
             config = presets.run_config(
                 self.settings, self.cohort, self.start, method, seed, labelled
             )
@@ -218,14 +223,14 @@ class Transfer:
         self, method: str, seed: int, labelled: float, run: Path
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         start = self.start
-        if method == "lp_ft":
+        if presets.base_of(method) == "lp_ft":
             start = dataclasses.replace(start, checkpoint=str(self._with_probe(seed, labelled)))
         config = presets.run_config(self.settings, self.cohort, start, method, seed, labelled)
         train(config, run)
         step = best_step(run)
         model = inference.load(run, step=step)
         rows = np.concatenate([self.rows["val"], self.rows["test"]])
-        found = self._logits(model, rows)
+        found = self.outputs(model, rows)["logits"]
         num_val = len(self.rows["val"])
         facts = {
             "best_step": step,
@@ -258,12 +263,13 @@ class Transfer:
             (folder / "done").touch()
         return folder / "model"
 
-    def _logits(self, model: VisionModel, rows: np.ndarray) -> Float[np.ndarray, "R K"]:
+    def outputs(self, model: VisionModel, rows: np.ndarray, **options: Any) -> dict[str, Any]:
+        """`features.outputs` of rows of the cohort."""
         sees_inputs = bool(model.config.get("input_sizes"))
         return features.outputs(
             model, self.cohort, rows, inputs=self.inputs if sees_inputs else None,
-            num_threads=self.settings.train.num_threads, show=False,
-        )["logits"]  # fmt: skip
+            num_threads=self.settings.train.num_threads, show=False, **options,
+        )  # fmt: skip
 
     def fitted(self, outcome: Outcome) -> VisionModel | None:
         """The model of an outcome, with its head; None where there is none (knn, pixels)."""
@@ -302,7 +308,7 @@ class Transfer:
             return found[self.rows[split]]
         model = self.fitted(outcome)
         assert model is not None
-        return self._logits(model, self.rows[split])
+        return self.outputs(model, self.rows[split])["logits"]
 
     def scored(self, outcome: Outcome, split: str, temperature: Any = None) -> Scored:
         """The units of a split with an outcome's probabilities."""
@@ -341,6 +347,8 @@ def check_report(settings: Config, cohort: Cohort) -> None:
     report = settings.report
     if report.num_bootstraps < 1:
         raise InputError(f"report.num_bootstraps must be at least 1, got {report.num_bootstraps}")
+    if report.views < 1:
+        raise InputError(f"report.views must be at least 1, got {report.views}")
     for name in ("level", "sensitivity_at"):
         if not 0 < report[name] < 1:
             raise InputError(f"report.{name} must be between 0 and 1, got {report[name]}")

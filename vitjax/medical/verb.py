@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vitjax.medical import (
     leakage,
     low_data,
     predictions,
+    presets,
     privacy,
     report,
     report_page,
@@ -26,7 +28,7 @@ from vitjax.medical import (
 from vitjax.medical.cohort import Cohort
 from vitjax.medical.settings import transfer_config
 from vitjax.medical.slides.transfer import SlideTransfer
-from vitjax.medical.transfer import Transfer
+from vitjax.medical.transfer import Outcome, Transfer
 from vitjax.progress import logging_to
 from vitjax.telemetry import read_config
 
@@ -118,14 +120,25 @@ def transfer(settings: Config, checkpoint: str, workdir: Path) -> dict[str, Any]
         if settings.low_data.labelled and not settings.slides.target:
             made["low_data"] = report.plain(low_data.measure(work))
         if settings.robustness and not settings.slides.target:
-            methods = tuple(dict.fromkeys([made["chosen"], *(m for m in ("cnn",) if m in found)]))
-            made["robustness"] = report.plain(robustness.measure(work, found, methods))
+            made["robustness"] = report.plain(_robustness(work, made["chosen"], found))
         made["checkpoint_written"] = work.write_checkpoint(outcomes)
         splits = (*(("train",) if settings.report.predict_train else ()), "val", "test")
         if work.is_first:
             predictions.write(work, outcomes, splits)
             report_page.write(made, workdir)
     return made
+
+
+def _robustness(work: Transfer, chosen: str, found: Mapping[str, list[Outcome]]) -> dict[str, Any]:
+    """Of the chosen preset, the same trained on noisy images, and the floors drawn afresh."""
+    methods, outcomes = [chosen], dict(found)
+    if presets.is_trained(chosen) and not chosen.endswith(presets.NOISE):
+        noisy = chosen + presets.NOISE
+        log.info("%s, for the robustness table", noisy)
+        outcomes[noisy] = [work.outcome(noisy, found[chosen][0].seed)]
+        methods.append(noisy)
+    methods += [m for m in presets.FROM_NOTHING if m in work.settings.floors and m in found]
+    return robustness.measure(work, outcomes, tuple(dict.fromkeys(methods)))
 
 
 def _settings(arguments: argparse.Namespace, assignments: list[str]) -> Config:

@@ -109,6 +109,10 @@ class SlideTransfer(Transfer):
         self._results: dict[tuple[str, int], MilResult] = {}
         self._use(table)
 
+    @property
+    def policy(self) -> None:
+        """None: the tiles of a slide are seen once."""
+
     def _use(self, table: SlideTable) -> None:
         self.table, self.cohort = table, cohort_of(table)
         self.rows = {split: self.cohort.rows(split) for split in ("train", "val", "test")}
