@@ -19,8 +19,10 @@ def get_config():
     }
     config.seeds = (0, 1, 2, 3, 4)
     config.policy = "ultrasound"
-    config.train.update(epochs=12.0, batch_size=32, evaluations=12, patience=5, min_steps=100)
-    config.train.peak_lr.update(lp_ft=5e-4, freeze=1e-3, full=2e-3)  # of a small model
-    config.low_data.labelled = (50.0, 200.0)
+    config.train.update(epochs=24.0, batch_size=32, evaluations=20, patience=6, min_steps=100)
+    config.train.ema_decay = 0.97
+    config.train.peak_lr.update(freeze=1e-3, full=2e-3)  # of a small model
+    methods = ("linear", "lp_ft", "full", "scratch", "vit", "cnn")
+    config.low_data.update(labelled=(50.0, 200.0), methods=methods)
     config.report.goals = {"auc": 0.901}
     return config
