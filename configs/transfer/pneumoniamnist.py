@@ -17,8 +17,9 @@ def get_config():
         "path": config.get_ref("root"),
     }
     config.seeds = (0, 1, 2, 3, 4)
-    config.train.update(epochs=3.0, evaluations=8, patience=3, min_steps=60)
+    config.train.update(epochs=4.0, evaluations=12, patience=5, min_steps=100, ema_decay=0.98)
     config.train.peak_lr.update(lp_ft=5e-4, freeze=1e-3, full=2e-3)  # of a small model
-    config.low_data.update(labelled=(50.0, 200.0, 500.0), methods=("linear", "full", "scratch"))
+    methods = ("linear", "lp_ft", "full", "scratch", "vit", "cnn")
+    config.low_data.update(labelled=(50.0, 200.0, 500.0), methods=methods)
     config.report.goals = {"auc": 0.970}
     return config
