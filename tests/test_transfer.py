@@ -257,6 +257,7 @@ def test_the_verb_on_a_folder_of_classes(place, tmp_path, monkeypatch, capsys):
         ({"report": {"goals": {"aucc": 0.9}}}, "report.goals: 'aucc' is no metric.*mean 'auc'"),
         ({"image_size": 9}, "not divisible by patch size"),
         ({"presets": ("full+nois",)}, "presets: did you mean 'full'"),
+        ({"train": {"noise": 2.0}}, "train.noise must be in 0 to 1, got 2"),
         ({"report": {"views": 0}}, "report.views must be at least 1, got 0"),
         ({"inputs": ("age",)}, "has no column 'age' for inputs"),
     ],

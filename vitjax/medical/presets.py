@@ -304,6 +304,8 @@ def _set_optimizer(config, settings, method) -> None:
 def check_fits(settings: Config, cohort: Cohort, start: Start) -> None:
     """Builds each preset's and floor's run, with nothing read or computed, so that what cannot
     work is said first."""
+    if not 0 <= settings.train.noise <= 1:
+        raise InputError(f"train.noise must be in 0 to 1, got {settings.train.noise}")
     low = settings.low_data.methods if settings.low_data.labelled else ()
     for method in dict.fromkeys((*settings.presets, *settings.floors, *low)):
         if is_trained(method):
