@@ -36,7 +36,7 @@ CAPTIONS = {
     "froc.png": "Lesions found at so many false positives a slide; dots: the rates of the score.",
     "reliability.png": "Predicted and observed frequency, before and after the temperature.",
     "subgroups.png": "AUROC by subgroup.",
-    "robustness.png": "AUROC by family and severity of corruption.",
+    "robustness.png": "AUROC by family and severity of corruption; above, each method's mean drop.",
     "corruptions.png": "One image under every corruption.",
     "low_data.png": "AUROC over the number of labelled images.",
 }
@@ -306,15 +306,15 @@ def _robustness(part: Mapping[str, Any]) -> Figure | None:
             axes.fill_between(x, low, high, color=colour, alpha=BAND, linewidth=0)
             axes.plot(x, value, color=colour, marker=marker, markersize=4,
                       label=short_name(method["method"]))  # fmt: skip
-            drops.append(f"{numbers(of['mean_drop'])[0]:.3f}")
-        axes.set_title(f"{short_name(name.replace('_', ' '), 26)}\nmean drop {' / '.join(drops)}")
+            drops.append(f"{numbers(of['mean_drop'])[0]:.2f}")
+        axes.set_title(f"{short_name(name.replace('_', ' '), 26)}\ndrop {' / '.join(drops)}")
         axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
         axes.sharey(panels[0])
         axes.set_xticks(range(6))
         if number % 4:
             axes.tick_params(labelleft=False)
     figure.supxlabel("severity (0: the image as it is)", fontsize=9)
-    figure.supylabel("AUROC on the test split", fontsize=9)
+    figure.supylabel("AUROC on the test split (above: mean drop by method)", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left",
                   ncols=len(methods), frameon=False)  # fmt: skip
     return figure
