@@ -18,11 +18,22 @@ from vitjax import train as train_lib
 from vitjax.data.loader import Loader
 from vitjax.data.policies import Policy
 from vitjax.errors import InputError
-from vitjax.medical import features, presets, probes, report, scoring, transfer, verb, views
+from vitjax.medical import (
+    features,
+    leakage,
+    presets,
+    probes,
+    report,
+    scoring,
+    transfer,
+    verb,
+    views,
+)
 from vitjax.medical.cohort import Cohort, CohortSource, LabelSet
 from vitjax.medical.evaluator import Scores
 from vitjax.medical.settings import transfer_config
-from vitjax.medical.sources import encode_inputs, part_of
+from vitjax.medical.sources import encode_inputs, open_cohort, part_of
+from vitjax.telemetry import read_config
 
 COUNTS = {"train": 60, "val": 30, "test": 40}
 
@@ -666,3 +677,101 @@ def test_official_metrics_of_a_cohort():
     assert official.pcam(cohort(), binary) == {"accuracy": 0.5, "auc": 1.0}
     assert official.slide_auc(cohort(), binary) == {"slide_auc": 1.0}
     assert official.of(cohort()) is None
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory, place):
+    """Three folds of images of which two are the same and two look alike, as a report."""
+    folder = tmp_path_factory.mktemp("folds")
+    arrays = dict(np.load(place / "pneumoniamnist.npz"))
+    smooth = np.add.outer(np.arange(28) * 3, np.arange(28) ** 2 // 8).astype(np.uint8)
+    arrays["train_images"][7], arrays["val_images"][9] = smooth, smooth + 1
+    arrays["val_images"][4] = arrays["train_images"][5]
+    np.savez(folder / "pneumoniamnist.npz", **arrays)
+    settings = settings_of(folder, folds=3)
+    settings.update(seeds=(0, 1, 2), floors=("majority",))
+    with pytest.MonkeyPatch.context() as patch:
+        use_one_device(patch)
+        found = verb.transfer(settings, str(place / "start"), folder / "whole")
+    return settings, found, folder / "whole"
+
+
+def test_folds_hold_every_image_out_once_and_keep_what_looks_alike_together(folded):
+    cohort = open_cohort(folded[0].cohort, folds=3)
+    trained, held_out = ([cohort.rows(split, seed) for seed in range(3)]
+                         for split in ("train", "val"))  # fmt: skip
+    whole = np.flatnonzero(cohort.splits != "test")
+    assert len(whole) == COUNTS["train"] + COUNTS["val"]
+    assert sorted(np.concatenate(held_out)) == whole.tolist()
+    for a, b in zip(trained, held_out, strict=True):
+        assert sorted([*a, *b]) == whole.tolist() and 28 <= len(b) <= 32
+        labels = cohort.labels["class"][b]
+        assert abs(labels.mean() - 0.5) < 0.1
+    assert cohort.rows("val", 4).tolist() == held_out[1].tolist()  # counted round
+    assert cohort.rows("test", 1).tolist() == np.flatnonzero(cohort.splits == "test").tolist()
+    assert cohort.rows("val").tolist() == np.flatnonzero(cohort.splits == "val").tolist()
+    fold = dict(zip(cohort.ids, cohort.folds, strict=True))
+    train, val = (np.asarray(cohort.ids)[cohort.splits == s] for s in ("train", "val"))
+    assert fold[train[5]] == fold[val[4]] and fold[train[7]] == fold[val[9]]
+    plain = open_cohort(folded[0].cohort)
+    assert plain.folds is None and plain.rows("val", 1).tolist() == cohort.rows("val").tolist()
+
+
+def test_folds_keep_groups_and_their_order_does_not_matter():
+    """Joined groups: of the cohort's, and those that share an image."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (12, 28, 28)).astype(np.uint8)
+    images[8] = images[1]  # group 4 with group 0, and 5 with 4
+    images[10] = images[9]
+    images[11] = images[2]  # which is in the test split
+    cohort = Cohort(
+        name="pairs", images=list(images), ids=[f"i{i}" for i in range(12)],
+        label_sets=(LabelSet("class", "single", ("no", "yes")),),
+        labels={"class": np.tile([0.0, 1.0], 6).astype(np.float32)},
+        splits=np.array(["train", "val"] * 5 + ["train", "test"]),
+        groups=np.array([f"g{i // 2}" for i in range(12)]),
+    )  # fmt: skip
+    joined = leakage.joined_groups(cohort)
+    assert joined[[0, 1, 8, 9, 10]].tolist() == [joined[0]] * 5
+    assert len({*joined}) == 4 and joined[2] != joined[11]
+
+
+def test_each_fold_is_validated_by_what_did_not_see_it(folded, place):
+    settings, found, workdir = folded
+    work = transfer.Transfer(settings, str(place / "start"), workdir)
+    by_name = {m["method"]: m for m in found["methods"]}
+    assert [by_name[m]["seeds"] for m in ("linear", "full", "majority")] == [[0, 1, 2]] * 3
+    x, chances = work.features(), {}
+    for seed in range(3):
+        held_out, rest = (
+            np.flatnonzero((work.cohort.folds == seed) == yes) for yes in (True, False)
+        )
+        rest = rest[work.cohort.folds[rest] >= 0]
+        own = probes.linear(x, work.cohort, rest, held_out)
+        outcome = work.outcome("linear", seed)
+        np.testing.assert_array_equal(outcome.val, own.logits[held_out])
+        np.testing.assert_array_equal(outcome.test, own.logits[work.rows["test"]])
+        assert outcome.facts["num_trained"] == len(rest)
+        config = read_config(workdir / "runs" / f"full-seed{seed}")
+        sources = [config["data"]["source"], config["evals"]["val"]["source"]]
+        seen = [config_lib.build(dict(source)).rows.tolist() for source in sources]
+        assert seen == [rest.tolist(), held_out.tolist()]
+        chosen = work.outcome(found["chosen"], seed)
+        p = np.exp(chosen.val - chosen.val.max(1, keepdims=True))
+        chances |= dict(zip(held_out.tolist(), p[:, 1] / p.sum(1), strict=True))
+    each = [scoring.mean_auroc(work.scored(work.outcome("full", s), "val")) for s in range(3)]
+    assert by_name["full"]["val_auroc"] == pytest.approx(np.mean(each), abs=1e-12)
+    rows = list(csv.DictReader((workdir / "predictions.csv").open()))
+    said = {r["id"]: float(r["pneumonia"]) for r in rows if r["split"] == "val"}
+    assert len(rows) == sum(COUNTS.values()) and len(said) == len(chances)
+    for row, p in chances.items():
+        assert said[work.cohort.ids[row]] == pytest.approx(p, abs=1e-5)
+    assert found["data"]["trained_on"] == 60
+    text = (workdir / "report.md").read_text()
+    assert "in 3-fold cross-validation (" in text and "those that look alike in one" in text
+
+
+@pytest.mark.parametrize("number", [1, -2, 91])
+def test_a_number_of_folds_that_cannot_be_is_refused(place, tmp_path, number):
+    with pytest.raises(InputError, match=rf"folds must be 0 .* or 2 to \d\d, .*; got {number}$"):
+        transfer.Transfer(settings_of(place, folds=number), str(place / "start"), tmp_path)

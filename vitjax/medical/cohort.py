@@ -90,6 +90,8 @@ class Cohort:
       notes: what a reader of a report must know of this data, a sentence each.
       licence: what its publisher says, a line.
       files: what was read, for the data's hash.
+      folds: for cross-validation, of each image the fold that it is in, -1 of one that is never
+        trained on; None without.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Cohort:
     notes: tuple[str, ...] = ()
     licence: str = ""
     files: tuple[str, ...] = ()
+    folds: Int[np.ndarray, " N"] | None = None
 
     def __post_init__(self):
         total = len(self.images)
@@ -138,9 +141,17 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.images)
 
-    def rows(self, split: str) -> Int[np.ndarray, " n"]:
-        """The numbers of the images of a split."""
-        return np.flatnonzero(self.splits == split)
+    def rows(self, split: str, seed: int | None = None) -> Int[np.ndarray, " n"]:
+        """The numbers of the images of a split.
+
+        Args:
+          seed: with folds, "val" is the fold of that number, counted round, and "train" all other
+            folds; None for the data set's own splits.
+        """
+        if self.folds is None or seed is None or split not in ("train", "val"):
+            return np.flatnonzero(self.splits == split)
+        is_held_out = self.folds == seed % (self.folds.max() + 1)
+        return np.flatnonzero(is_held_out if split == "val" else (self.folds >= 0) & ~is_held_out)
 
     def label_set(self, name: str) -> LabelSet:
         found = {s.name: s for s in self.label_sets}

@@ -51,7 +51,8 @@ def _rows(workdir: Path) -> list[dict[str, Any]]:
         "flops_per_image": checkpoint["flops_per_image"],
         **upstream(Path(checkpoint["path"])),
     }
-    whole = report["data"]["splits"]["train"]["images"]
+    data = report["data"]
+    whole = round(data.get("trained_on", data["splits"]["train"]["images"]))
     found = [
         (m["method"], len(m["seeds"]), whole, m["test_auroc"]["value"]) for m in report["methods"]
     ]

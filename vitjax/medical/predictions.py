@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from vitjax.medical.cohort import Cohort
 from vitjax.medical.privacy import hashed
@@ -18,7 +19,8 @@ def write(transfer: Transfer, outcomes: Sequence[Outcome], splits: Sequence[str]
 
     A column `NAME` holds the probability of a class, the mean over the outcomes (the seeds); the
     truth stands in `true_SET`, or in `true_NAME` where a set has several labels. Blank is unknown,
-    or could not be read. Names of several sets' classes begin with the set's.
+    or could not be read. Names of several sets' classes begin with the set's. In cross-validation
+    an image is in "val" as the outcomes say that held it out, in "train" as those that did not.
     """
     cohort, path = transfer.cohort, transfer.workdir / "predictions.csv"
     several = len(cohort.label_sets) > 1
@@ -28,11 +30,7 @@ def write(transfer: Transfer, outcomes: Sequence[Outcome], splits: Sequence[str]
         truths, names = _names(cohort, several)
         writer.writerow(["id", "split", "unit", "group", *truths, *names])
         for split in splits:
-            rows = transfer.rows[split]
-            found = [probabilities(cohort.label_sets, transfer.logits(o, split)) for o in outcomes]
-            means = np.concatenate(
-                [np.mean([f[s.name] for f in found], 0) for s in cohort.label_sets], 1
-            )
+            rows, means = _means(transfer, outcomes, split)
             for row, p in zip(rows.tolist(), means, strict=True):
                 unit = cohort.ids[row] if cohort.units is None else cohort.units[row]
                 group = hashed(str(cohort.groups[row]), cohort.name)
@@ -42,6 +40,23 @@ def write(transfer: Transfer, outcomes: Sequence[Outcome], splits: Sequence[str]
                 )
     os.replace(part, path)
     return path
+
+
+def _means(
+    transfer: Transfer, outcomes: Sequence[Outcome], split: str
+) -> tuple[Int[np.ndarray, " R"], Float[np.ndarray, "R P"]]:
+    """The images of a split, of whichever outcomes, and their mean probabilities."""
+    cohort = transfer.cohort
+    sums, counts = np.zeros(()), np.zeros((len(cohort), 1))
+    for outcome in outcomes:
+        rows = cohort.rows(split, outcome.seed)
+        found = probabilities(cohort.label_sets, transfer.logits(outcome, split))
+        values = np.concatenate([found[s.name] for s in cohort.label_sets], 1)
+        sums = sums if sums.ndim else np.zeros((len(cohort), values.shape[1]))
+        sums[rows] += values
+        counts[rows] += 1
+    rows = np.flatnonzero(counts)
+    return rows, sums[rows] / counts[rows]
 
 
 def _names(cohort: Cohort, several: bool) -> tuple[list[str], list[str]]:

@@ -91,7 +91,7 @@ def run_config(
     if not is_trained(method):
         raise InputError(f"no training run is called {method!r}; {suggest(method, TRAINED)}")
     is_noisy, method = method.endswith(NOISE), base_of(method)
-    rows = part_of(cohort, cohort.rows("train"), labelled, seed)
+    rows = part_of(cohort, cohort.rows("train", seed), labelled, seed)
     config = base_config()
     config.seed = seed
     _set_data(config, settings, cohort, start, labelled, seed, method)
@@ -124,6 +124,7 @@ def _set_data(config, settings, cohort, start, labelled, seed, method) -> None:
         "val_fraction": settings.val_fraction,
         "test_fraction": settings.test_fraction,
     }
+    source |= {"folds": settings.folds, "seed": seed} if settings.folds else {}
     config.data.source = source | {"split": "train", "labelled": labelled, "seed": seed}
     config.data.num_targets = cohort.targets.shape[1]
     config.data.num_inputs = sum(encode_inputs(cohort, inputs)[1]) if inputs else 0

@@ -114,6 +114,7 @@ def data_facts(transfer: Transfer) -> dict[str, Any]:
         "name": c.name,
         "label_sets": [dataclasses.asdict(s) for s in c.label_sets],
         "splits": splits,
+        "trained_on": np.mean([len(c.rows("train", s)) for s in transfer.settings.seeds]),
         "group_kind": c.group_kind,
         "unit_kind": c.unit_kind,
         "aggregate": c.aggregate,
@@ -292,7 +293,7 @@ def _calibration(transfer: Transfer, outcomes: Sequence[Outcome]) -> list[dict]:
     for s in transfer.cohort.label_sets:
         per_seed = []
         for outcome in outcomes:
-            rows = {k: transfer.rows[k] for k in ("val", "test")}
+            rows = {k: transfer.cohort.rows(k, outcome.seed) for k in ("val", "test")}
             labels = {k: np.asarray(transfer.cohort.labels[s.name], float)[v] for k, v in
                       rows.items()}  # fmt: skip
             logits = {
@@ -345,26 +346,26 @@ def _calibrated(s: Any, logits: dict, labels: dict) -> dict[str, Any]:
 
 
 def _audit(val: Sequence[Scored], test: Sequence[Scored], settings: Any) -> list[dict]:
-    """Of each question the subgroups by every column, at the threshold of Youden on validation;
-    of the mean score over seeds."""
+    """Of each question the subgroups by every column, of the mean score over seeds, at the mean of
+    the thresholds that each seed has by Youden on its validation images."""
     if not test[0].columns:
         return []
     found = []
     for number, first in enumerate(test[0].questions()):
         scores = np.mean([s.questions()[number].scores for s in test], 0)
-        on_val = val[0].questions()[number]
-        mean_val = np.mean([s.questions()[number].scores for s in val], 0)
-        threshold = counts.choose_threshold(on_val.labels, mean_val, "youden")
-        if np.isnan(threshold.value) or np.isnan(first.labels).all():
+        on_val = [s.questions()[number] for s in val]
+        each = [counts.choose_threshold(q.labels, q.scores, "youden").value for q in on_val]
+        threshold = float(np.mean(each))
+        if np.isnan(threshold) or np.isnan(first.labels).all():
             continue
         rows = audit_lib.audit(
-            first.labels, scores, test[0].columns, test[0].groups, threshold=threshold.value,
+            first.labels, scores, test[0].columns, test[0].groups, threshold=threshold,
             min_cases=settings.min_cases, min_positives=settings.min_positives,
             num_bootstraps=min(1000, settings.num_bootstraps), level=settings.level,
         )  # fmt: skip
         found.append({
             "question": first.name,
-            "threshold": threshold.value,
+            "threshold": threshold,
             "subgroups": [dataclasses.asdict(r) for r in rows if hasattr(r, "value")],
             "gaps": [dataclasses.asdict(r) for r in rows if hasattr(r, "gap")],
         })  # fmt: skip

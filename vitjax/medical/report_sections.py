@@ -93,9 +93,11 @@ def _verdict(report: Report) -> list[Block]:
             blocks.append(_say(text, "strong"))
     seeds, tried = len(mine.get("seeds") or []), sum(m["kind"] == "preset" for m in of.values())
     level = ((report.get("settings") or {}).get("report") or {}).get("level", 0.95)
+    folds = (report.get("settings") or {}).get("folds")
+    where = f"in {folds}-fold cross-validation" if folds else "on the validation split"
     blocks.append(_say(
-        f"Chosen: {chosen}, since of {tried} preset{'s' * (tried != 1)} it has the best AUROC on "
-        f"the validation split ({_number(mine['val_auroc'])}, {seeds} seed{'s' * (seeds != 1)}). "
+        f"Chosen: {chosen}, since of {tried} preset{'s' * (tried != 1)} it has the best AUROC "
+        f"{where} ({_number(mine['val_auroc'])}, {seeds} seed{'s' * (seeds != 1)}). "
         f"Its AUROC on the test split is {_interval(mine['test_auroc'])}; intervals are of "
         f"{100 * level:g}%, over {(report.get('data') or {}).get('group_kind', 'group')}s."
     ))  # fmt: skip

@@ -37,6 +37,7 @@ def transfer_config() -> Config:
             },
             "val_fraction": 0.15,  # carved from train, by group, where the data has no split
             "test_fraction": 0.2,
+            "folds": 0,  # above 1: cross-validation of train and val, each seed holds out a fold
             "presets": PRESETS,  # tried; the best on the validation split is reported first
             "floors": FLOORS,  # printed beside them
             "seeds": (0, 1, 2),

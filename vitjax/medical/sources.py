@@ -11,13 +11,16 @@ from jaxtyping import Float
 from vitjax import config as config_lib
 from vitjax.config import Block
 from vitjax.errors import InputError, suggest
+from vitjax.medical import leakage
 from vitjax.medical.cohort import Cohort, CohortSource
-from vitjax.medical.readers.splits import carve
+from vitjax.medical.readers import splits
 
 TARGET = "vitjax.medical.sources:cohort_rows"
 
 
-def open_cohort(block: Block, val_fraction: float = 0.15, test_fraction: float = 0.2) -> Cohort:
+def open_cohort(
+    block: Block, val_fraction: float = 0.15, test_fraction: float = 0.2, folds: int = 0
+) -> Cohort:
     """What the reader that a block names makes of its files; the same block is read once.
 
     A set without a validation or a test split gets one, by group, always the same.
@@ -25,12 +28,20 @@ def open_cohort(block: Block, val_fraction: float = 0.15, test_fraction: float =
     Args:
       block: of a reader.
       val_fraction, test_fraction: of the images, where they must be carved.
+      folds: above 0, so many folds of the training and validation images, by group, and images
+        that look alike in one fold.
+
+    Raises:
+      InputError: a fraction or a number of folds that cannot be.
     """
-    return _opened(json.dumps(config_lib.plain(block), sort_keys=True), val_fraction, test_fraction)
+    text = json.dumps(config_lib.plain(block), sort_keys=True)
+    return _opened(text, val_fraction, test_fraction, folds)
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(text: str, val_fraction: float, test_fraction: float) -> Cohort:
+def _opened(text: str, val_fraction: float, test_fraction: float, folds: int) -> Cohort:
+    if folds:
+        return _in_folds(_opened(text, val_fraction, test_fraction, 0), folds)
     cohort = config_lib.build(json.loads(text))
     if not isinstance(cohort, Cohort):
         raise InputError(f"cohort.target gives {type(cohort).__name__}, not a Cohort")
@@ -46,10 +57,29 @@ def _opened(text: str, val_fraction: float, test_fraction: float) -> Cohort:
         raise InputError(f"{cohort.name} has no images to train on, only {set(cohort.splits)}")
     labels = np.asarray(cohort.labels[cohort.label_sets[0].name])[rows]
     shares = {"train": 1 - sum(missing.values()), **missing}
-    splits = cohort.splits.astype("U5")
-    splits[rows] = carve(cohort.groups[rows], labels, shares, seed=0)
+    made = cohort.splits.astype("U5")
+    made[rows] = splits.carve(cohort.groups[rows], labels, shares, seed=0)
     note = f"Carved from the training images by {cohort.group_kind}: {', '.join(missing)}."
-    return dataclasses.replace(cohort, splits=splits, notes=(*cohort.notes, note))
+    return dataclasses.replace(cohort, splits=made, notes=(*cohort.notes, note))
+
+
+def _in_folds(cohort: Cohort, number: int) -> Cohort:
+    rows = np.flatnonzero(np.isin(cohort.splits, ["train", "val"]))
+    groups = leakage.joined_groups(cohort)[rows]
+    most = len(np.unique(groups))
+    if not 2 <= number <= most:
+        raise InputError(
+            f"folds must be 0 for none, or 2 to {most}, the number of {cohort.group_kind}s that "
+            f"do not look alike; got {number}"
+        )
+    labels = np.asarray(cohort.labels[cohort.label_sets[0].name])[rows]
+    folds = np.full(len(cohort), -1)
+    folds[rows] = splits.folds(groups, labels, number, seed=0)
+    note = (
+        f"Cross-validated: the {len(rows)} training and validation images are in {number} folds, "
+        "those that look alike in one. A seed is trained on all folds but one, which validates it."
+    )
+    return dataclasses.replace(cohort, folds=folds, notes=(*cohort.notes, note))
 
 
 def cohort_rows(
@@ -60,6 +90,7 @@ def cohort_rows(
     inputs: Sequence[str] = (),
     val_fraction: float = 0.15,
     test_fraction: float = 0.2,
+    folds: int = 0,
 ) -> CohortSource:
     """The rows of a split.
 
@@ -68,10 +99,10 @@ def cohort_rows(
       labelled: the share of the split's groups that is used, or above 1 the number of its images;
         smaller parts lie within larger ones of the same seed.
       inputs: columns that the model sees beside the image.
-      val_fraction, test_fraction: see `open_cohort`.
+      val_fraction, test_fraction, folds: see `open_cohort`; the seed holds a fold out.
     """
-    opened = open_cohort(cohort, val_fraction, test_fraction)
-    rows = part_of(opened, opened.rows(split), labelled, seed)
+    opened = open_cohort(cohort, val_fraction, test_fraction, folds)
+    rows = part_of(opened, opened.rows(split, seed), labelled, seed)
     encoded = encode_inputs(opened, inputs)[0] if inputs else None
     return CohortSource(opened, rows, encoded)
 

@@ -89,7 +89,7 @@ class Transfer:
         if not settings.seeds or not settings.presets:
             raise InputError("a transfer needs at least one of seeds and of presets")
         self.cohort: Cohort = open_cohort(
-            settings.cohort, settings.val_fraction, settings.test_fraction
+            settings.cohort, settings.val_fraction, settings.test_fraction, settings.folds
         )
         check_report(settings, self.cohort)
         self.model = inference.load(checkpoint, image_size=settings.image_size)
@@ -131,8 +131,10 @@ class Transfer:
         return list(dict.fromkeys(cells))
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
-        """The seeds of a method on all labels; of one without chance the first alone."""
-        return tuple(self.settings.seeds)[: 1 if method in PROBES else None]
+        """The seeds of a method on all labels; of one without chance the first alone, unless each
+        seed has its own folds."""
+        is_fixed = method in PROBES and self.cohort.folds is None
+        return tuple(self.settings.seeds)[: 1 if is_fixed else None]
 
     def outcome(self, method: str, seed: int, labelled: float = 1.0) -> Outcome:
         """The outcome of a cell, from its file if it is there."""
@@ -166,7 +168,7 @@ class Transfer:
         if run is not None:
             return self._train(method, seed, labelled, run)
         logits, facts = self._probe(method, seed, labelled)
-        return logits[self.rows["val"]], logits[self.rows["test"]], facts
+        return logits[self.cohort.rows("val", seed)], logits[self.rows["test"]], facts
 
     def _key(self, method: str, seed: int, labelled: float) -> str:
         """A hash of all that an outcome depends on."""
@@ -178,6 +180,8 @@ class Transfer:
             config.init.checkpoint = None  # the weights count, not where they lie
             config.mesh, config.data.num_threads = None, None
             parts.append(config_lib.plain(config))
+        elif self.cohort.folds is not None:
+            parts.append([self.settings.folds, seed])
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
@@ -187,13 +191,13 @@ class Transfer:
         return self._weights_key
 
     def _probe(self, method: str, seed: int, labelled: float) -> tuple[np.ndarray, dict[str, Any]]:
-        train = part_of(self.cohort, self.rows["train"], labelled, seed)
+        train = part_of(self.cohort, self.cohort.rows("train", seed), labelled, seed)
         if method == "majority":
             return probes.majority(self.cohort, train).logits, {}
         seen = self.pixels() if method == "pixels" else self.features()
         fit = probes.knn if method == "knn" else probes.linear
         start = time.process_time()
-        found = fit(seen, self.cohort, train, self.rows["val"])
+        found = fit(seen, self.cohort, train, self.cohort.rows("val", seed))
         facts = {"chosen": found.chosen, "cpu_seconds": round(time.process_time() - start, 2)}
         return found.logits, facts | {"num_trained": len(train)}
 
@@ -229,24 +233,25 @@ class Transfer:
         train(config, run)
         step = best_step(run)
         model = inference.load(run, step=step)
-        rows = np.concatenate([self.rows["val"], self.rows["test"]])
-        found = self.outputs(model, rows)["logits"]
-        num_val = len(self.rows["val"])
+        val = self.cohort.rows("val", seed)
+        found = self.outputs(model, np.concatenate([val, self.rows["test"]]))["logits"]
         facts = {
             "best_step": step,
-            "num_trained": len(part_of(self.cohort, self.rows["train"], labelled, seed)),
+            "num_trained": len(
+                part_of(self.cohort, self.cohort.rows("train", seed), labelled, seed)
+            ),
             "num_params": model.num_params,
             "flops_per_image": model.model.flops_per_image,
         }
-        return found[:num_val], found[num_val:], facts
+        return found[: len(val)], found[len(val) :], facts
 
     def _with_probe(self, seed: int, labelled: float) -> Path:
         """The checkpoint with the linear probe as its head."""
         folder = self.workdir / "cache" / f"probe-seed{seed}-labelled{labelled:g}"
         if (folder / "done").is_file():
             return folder / "model"
-        rows = part_of(self.cohort, self.rows["train"], labelled, seed)
-        found = probes.linear(self.features(), self.cohort, rows, self.rows["val"])
+        rows = part_of(self.cohort, self.cohort.rows("train", seed), labelled, seed)
+        found = probes.linear(self.features(), self.cohort, rows, self.cohort.rows("val", seed))
         assert found.kernel is not None and found.bias is not None
         contract = dict(self.model.contract)
         contract["model"] = dict(contract["model"]) | {"num_classes": len(found.bias)}
@@ -305,18 +310,17 @@ class Transfer:
             return outcome.val if split == "val" else outcome.test
         if outcome.run is None:
             found, _ = self._probe(outcome.method, outcome.seed, outcome.labelled)
-            return found[self.rows[split]]
+            return found[self.cohort.rows(split, outcome.seed)]
         model = self.fitted(outcome)
         assert model is not None
-        return self.outputs(model, self.rows[split])["logits"]
+        return self.outputs(model, self.cohort.rows(split, outcome.seed))["logits"]
 
     def scored(self, outcome: Outcome, split: str, temperature: Any = None) -> Scored:
         """The units of a split with an outcome's probabilities."""
         logits = outcome.val if split == "val" else outcome.test
         logits = logits if temperature is None else logits / temperature
-        return to_units(
-            self.cohort, self.rows[split], probabilities(self.cohort.label_sets, logits)
-        )
+        rows = self.cohort.rows(split, outcome.seed)
+        return to_units(self.cohort, rows, probabilities(self.cohort.label_sets, logits))
 
     def run(self) -> dict[str, list[Outcome]]:
         """Makes every outcome; those on all labels by method."""

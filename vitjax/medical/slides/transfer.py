@@ -89,6 +89,8 @@ class SlideTransfer(Transfer):
             for method in settings[name]:
                 if method not in allowed:
                     raise InputError(f"{name} of slides: {suggest(method, allowed)}")
+        if settings.folds:
+            raise InputError(f"folds must be 0 for slides, got {settings.folds}")
         if not settings.seeds or not settings.presets:
             raise InputError("a transfer needs at least one of seeds and of presets")
         table = config_lib.build(settings.slides)
