@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
 from vitjax import config as config_lib
@@ -16,8 +17,9 @@ from vitjax.models import bit as bit_lib
 from vitjax.models import convnext as convnext_lib
 from vitjax.models import stems
 from vitjax.models.bit import bit
-from vitjax.models.conv import Conv, GroupNorm, convolve, standardise
+from vitjax.models.conv import Conv, convolve, standardise
 from vitjax.models.convnext import convnext
+from vitjax.models.norms import GroupNorm
 from vitjax.models.vit import vit
 from vitjax.precision import Precision
 
@@ -268,7 +270,6 @@ def test_the_two_standardisations_add_their_epsilon_at_different_places():
 @pytest.mark.parametrize(("groups", "stride", "size"), [(1, 1, 3), (4, 2, 3), (8, 1, 7)])
 def test_a_convolution_equals_torchs(groups, stride, size):
     torch = pytest.importorskip("torch", reason="needs torch")
-    from flax import nnx
 
     layer = Conv(
         8, 16, size, stride=stride, padding=size // 2, groups=groups, use_bias=True,
@@ -290,8 +291,30 @@ def test_group_norm_equals_torchs():
     norm.bias[...] = 1 - jnp.arange(12.0)
     x = 0.1 * jax.random.normal(jax.random.key(0), (2, 5, 7, 12)) + 0.5
     scale, bias = torch.arange(12.0), 1 - torch.arange(12.0)
-    wanted = torch.nn.functional.group_norm(first(x), 3, scale, bias, 1e-3)
-    close(norm(x), last(wanted))
+    theirs = [v.requires_grad_() for v in (first(x).clone(), scale, bias)]
+    wanted = torch.nn.functional.group_norm(theirs[0], 3, *theirs[1:], 1e-3)
+    close(norm(x), last(wanted.detach()))
+
+    # Gradients: of an output whose places and channels all weigh differently.
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+    graph, params = nnx.split(norm)
+    ours = jax.grad(lambda p, x: (nnx.merge(graph, p)(x) * weights).sum(), argnums=(0, 1))
+    of_params, of_x = ours(params, x)
+    (wanted * first(weights)).sum().backward()
+    close(of_x, last(theirs[0].grad))
+    close(of_params["scale"][...], theirs[1].grad)
+    close(of_params["bias"][...], theirs[2].grad)
+
+
+def test_group_norm_of_narrow_numbers_is_computed_in_wide_ones():
+    narrow = Precision(compute="bfloat16", gradients="bfloat16")
+    norm, wide = (GroupNorm(12, precision=p, eps=1e-3, groups=3) for p in (narrow, Precision()))
+    x = (20 + jax.random.normal(jax.random.key(0), (2, 8, 8, 12))).astype(jnp.bfloat16)
+    grad = jax.grad(lambda norm, x: (norm(x).astype(jnp.float32) ** 3).sum(), argnums=1)
+    assert norm(x).dtype == grad(norm, x).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(norm(x), wide(x.astype(jnp.float32)).astype(jnp.bfloat16))
+    near = np.abs(grad(norm, x).astype(np.float32) - grad(wide, x.astype(jnp.float32)))
+    assert near.max() < 0.02 * np.abs(grad(wide, x.astype(jnp.float32))).max()
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -421,7 +444,6 @@ def torch_hybrid(torch, weights, x, blocks):
 )
 def test_the_hybrids_stem_equals_torch(blocks, patch_size):
     torch = pytest.importorskip("torch", reason="needs torch")
-    from flax import nnx
 
     model = vit(**HYBRID, patch_size=patch_size, stem="resnet", stem_blocks=blocks, stem_width=32)
     params = shaken(model)

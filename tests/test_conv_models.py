@@ -15,8 +15,9 @@ from vitjax.models import bit as bit_lib
 from vitjax.models import convnext as convnext_lib
 from vitjax.models import shapes
 from vitjax.models.bit import bit
-from vitjax.models.conv import GroupNorm, standardise
+from vitjax.models.conv import standardise
 from vitjax.models.convnext import convnext
+from vitjax.models.norms import GroupNorm
 from vitjax.models.vit import vit
 from vitjax.precision import Precision
 

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 
 from vitjax.errors import InputError, suggest
 from vitjax.models import layers
-from vitjax.models.conv import Conv, GroupNorm, check_images, max_pool, outputs
+from vitjax.models.conv import Conv, check_images, max_pool, outputs
 from vitjax.models.functional import Model
+from vitjax.models.norms import GroupNorm
 from vitjax.parallel import constrain
 from vitjax.precision import Precision
 

@@ -127,24 +127,6 @@ class Conv(nnx.Module):
         return y if self.bias is None else y + p.compute_cast(self.bias[...])[None, None, None]
 
 
-class GroupNorm(nnx.Module):
-    """Normalisation over the image and a group of channels, in float32 (arXiv 1803.08494)."""
-
-    def __init__(self, channels: int, *, precision: Precision, eps: float, groups: int = 32):
-        self.scale = nnx.Param(jnp.ones((channels,), precision.params))
-        self.bias = nnx.Param(jnp.zeros((channels,), precision.params))
-        self.groups, self.eps, self.precision = groups, eps, precision
-
-    def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B Y X C"]:
-        p = self.precision
-        grouped = p.full_cast(x).reshape(*x.shape[:3], self.groups, x.shape[3] // self.groups)
-        centred = grouped - grouped.mean((1, 2, 4), keepdims=True)
-        variance = (centred * centred).mean((1, 2, 4), keepdims=True)
-        normed = (centred * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
-        scale, bias = (p.full_cast(v[...])[None, None, None] for v in (self.scale, self.bias))
-        return p.compute_cast(normed * scale + bias)
-
-
 def max_pool(x: Float[Array, "B Y X C"], padding: str) -> Float[Array, "B Y2 X2 C"]:
     """The largest value of every 3 x 3 window, stride 2.
 

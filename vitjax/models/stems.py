@@ -12,8 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitjax.errors import InputError
-from vitjax.models.conv import Conv, GroupNorm, max_pool
+from vitjax.models.conv import Conv, max_pool
 from vitjax.models.layers import LayerNorm
+from vitjax.models.norms import GroupNorm
 from vitjax.precision import Precision
 
 STEMS = ("patch", "conv", "resnet")
