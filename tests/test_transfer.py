@@ -32,7 +32,7 @@ from vitjax.medical import (
 from vitjax.medical.cohort import Cohort, CohortSource, LabelSet
 from vitjax.medical.evaluator import Scores
 from vitjax.medical.settings import transfer_config
-from vitjax.medical.sources import encode_inputs, open_cohort, part_of
+from vitjax.medical.sources import encode_inputs, joined_groups, open_cohort, part_of
 from vitjax.telemetry import read_config
 
 COUNTS = {"train": 60, "val": 30, "test": 40}
@@ -621,7 +621,6 @@ def test_images_that_were_pretrained_on_are_counted(place, tmp_path):
     settings = settings_of(place, pretraining=str(place / "start"))
     work = transfer.Transfer(settings, str(place / "start"), tmp_path)
     assert verb.guards(settings, work.cohort)["overlap"]["exact"] == 0
-    from vitjax.medical import leakage
 
     leakage.hash_index(work.cohort, str(tmp_path / "index.npz"))
     settings = settings_of(place, pretraining=str(tmp_path / "index.npz"))
@@ -731,7 +730,7 @@ def test_folds_keep_groups_and_their_order_does_not_matter():
         splits=np.array(["train", "val"] * 5 + ["train", "test"]),
         groups=np.array([f"g{i // 2}" for i in range(12)]),
     )  # fmt: skip
-    joined = leakage.joined_groups(cohort)
+    joined = joined_groups(cohort)
     assert joined[[0, 1, 8, 9, 10]].tolist() == [joined[0]] * 5
     assert len({*joined}) == 4 and joined[2] != joined[11]
 

@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from vitjax.data.images import decode
 from vitjax.errors import InputError, UnreadableImage
@@ -94,25 +92,6 @@ class Duplicates:
             name: dict(Counter("/".join(s for s in (*SPLITS, "") if s in x.splits) for x in found))
             for name, found in (("exact", self.exact), ("near", self.near))
         }
-
-
-def joined_groups(cohort: Cohort) -> np.ndarray:
-    """A group of each image, as the cohort's, where images that look alike are of one group.
-
-    Only training and validation images are joined to others.
-    """
-    names, members = np.unique(cohort.groups, return_inverse=True)
-    row_of = {str(name): row for row, name in enumerate(cohort.ids)}
-    found = duplicates(cohort)
-    a, b = [], []
-    for same in (*found.exact, *found.near):
-        rows = [row_of[i] for i, s in zip(same.ids, same.splits, strict=True) if s != "test"]
-        a += members[rows[:-1]].tolist()
-        b += members[rows[1:]].tolist()
-    links = coo_array((np.ones(len(a)), (a, b)), shape=(len(names), len(names)))
-    joined = connected_components(links, directed=False)[1]
-    first = np.unique(joined, return_index=True)[1]
-    return names[first[joined[members]]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from vitjax import config as config_lib
 from vitjax.config import Block
@@ -65,7 +67,7 @@ def _opened(text: str, val_fraction: float, test_fraction: float, folds: int) ->
 
 def _in_folds(cohort: Cohort, number: int) -> Cohort:
     rows = np.flatnonzero(np.isin(cohort.splits, ["train", "val"]))
-    groups = leakage.joined_groups(cohort)[rows]
+    groups = joined_groups(cohort)[rows]
     most = len(np.unique(groups))
     if not 2 <= number <= most:
         raise InputError(
@@ -80,6 +82,25 @@ def _in_folds(cohort: Cohort, number: int) -> Cohort:
         "those that look alike in one. A seed is trained on all folds but one, which validates it."
     )
     return dataclasses.replace(cohort, folds=folds, notes=(*cohort.notes, note))
+
+
+def joined_groups(cohort: Cohort) -> np.ndarray:
+    """A group of each image, as the cohort's, where images that look alike are of one group.
+
+    Only training and validation images are joined to others.
+    """
+    names, members = np.unique(cohort.groups, return_inverse=True)
+    row_of = {str(name): row for row, name in enumerate(cohort.ids)}
+    found = leakage.duplicates(cohort)
+    a, b = [], []
+    for same in (*found.exact, *found.near):
+        rows = [row_of[i] for i, s in zip(same.ids, same.splits, strict=True) if s != "test"]
+        a += members[rows[:-1]].tolist()
+        b += members[rows[1:]].tolist()
+    links = coo_array((np.ones(len(a)), (a, b)), shape=(len(names), len(names)))
+    joined = connected_components(links, directed=False)[1]
+    first = np.unique(joined, return_index=True)[1]
+    return names[first[joined[members]]]
 
 
 def cohort_rows(

@@ -1,6 +1,7 @@
 """Layer and group normalisation, computed in float32, their gradients written out."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B Y X C"]:
         places = x.reshape(x.shape[0], -1, x.shape[3])
-        y = _normalise_groups(
+        y: Any = _normalise_groups(
             places, self.scale[...], self.bias[...], self.groups, self.eps, self.precision.compute
         )
         return y.reshape(x.shape)
