@@ -770,6 +770,22 @@ def test_each_fold_is_validated_by_what_did_not_see_it(folded, place):
     assert "in 3-fold cross-validation (" in text and "those that look alike in one" in text
 
 
+def test_a_probe_that_is_kept_is_not_taken_for_other_folds(folded, place):
+    """An interrupted transfer leaves it behind; other folds validate what it was trained on."""
+    settings, _, workdir = folded
+    heads = []
+    for number in (3, 2):
+        own = config_lib.override(settings, [f"folds={number}"])
+        work = transfer.Transfer(own, str(place / "start"), workdir)
+        model = vitjax.load(work._with_probe(0, 1.0))
+        found = work._probe("linear", 0, 1.0)[0][work.rows["test"]]
+        np.testing.assert_allclose(
+            work.outputs(model, work.rows["test"])["logits"], found, atol=1e-4
+        )
+        heads.append(found)
+    assert np.abs(heads[0] - heads[1]).max() > 1e-2
+
+
 @pytest.mark.parametrize("number", [1, -2, 91])
 def test_a_number_of_folds_that_cannot_be_is_refused(place, tmp_path, number):
     with pytest.raises(InputError, match=rf"folds must be 0 .* or 2 to \d\d, .*; got {number}$"):

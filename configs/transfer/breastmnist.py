@@ -6,7 +6,8 @@
 The data: breastmnist.npz, or breastmnist_224.npz, of MedMNIST (CC BY 4.0).
 Class 1 is the healthy one. The 78 images of its validation split are too few to choose by (see
 docs/medical.md), so they and the 546 training images are cross-validated.
-Runs on: one CPU core with a small checkpoint, in about an hour. Run by us: see docs/medical.md.
+Runs on: CPUs, with small_grey in an hour and a half of one core, without the curves of few labels.
+Run by us: see docs/medical.md.
 """
 
 from vitjax.medical.settings import transfer_config

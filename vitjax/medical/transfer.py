@@ -247,7 +247,8 @@ class Transfer:
 
     def _with_probe(self, seed: int, labelled: float) -> Path:
         """The checkpoint with the linear probe as its head."""
-        folder = self.workdir / "cache" / f"probe-seed{seed}-labelled{labelled:g}"
+        key = self._key("linear", seed, labelled)[:16]  # folds, data and weights may have changed
+        folder = self.workdir / "cache" / f"probe-seed{seed}-labelled{labelled:g}-{key}"
         if (folder / "done").is_file():
             return folder / "model"
         rows = part_of(self.cohort, self.cohort.rows("train", seed), labelled, seed)
