@@ -63,6 +63,16 @@ def test_digits_hold_out_a_fixed_fifth_of_real_images():
     assert train.images.max() == 255
 
 
+def test_digits_are_those_that_scikit_learn_reads():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for split in (Digits("train"), Digits("test")):
+        pixels = (split.images * (16 / 255)).round()
+        np.testing.assert_array_equal(pixels, digits.images[split.rows])
+        np.testing.assert_array_equal(split.all_labels(), digits.target[split.rows])
+
+
 def test_folder_and_zip_give_the_same_examples(folder, tmp_path):
     archive = tmp_path / "images.zip"
     with zipfile.ZipFile(archive, "w") as file:

@@ -83,3 +83,21 @@ def test_the_command_line_imports_no_plotting_before_it_plots():
     code = "import sys, vitjax.train_verb; print('matplotlib' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout.strip() == "False", found.stderr
+
+
+def test_a_run_imports_neither_torch_nor_scikit_learn(tmp_path):
+    """Seconds of every process where they are installed; torch is what tensorboardX looks for."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    code = (
+        "import sys; from pathlib import Path; from vitjax.telemetry import MetricWriter;"
+        "from vitjax.data.sources.arrays import Digits; Digits('train');"
+        "writer = MetricWriter(Path(sys.argv[1])); writer.add(1, {'loss': 1.0}); writer.flush();"
+        "writer.close(); print('sklearn' in sys.modules, 'torch' in sys.modules)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        env=of_a_process(PYTHONPATH=str(tmp_path)), capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stdout.strip() == "False False", found.stderr
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))

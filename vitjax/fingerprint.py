@@ -52,6 +52,7 @@ def _folded(x: Array) -> Array:
     return x.reshape(-1, shape[-1]) if x.ndim > 1 else x
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))  # traced once for all leaves of a shape
 def _leaf(x: Array, is_stacked: bool, is_whole: bool) -> UInt32[Array, ""]:
     zero = jnp.zeros((), jnp.uint32)
 

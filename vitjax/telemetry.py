@@ -8,10 +8,12 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import threading
 import time
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -191,12 +193,8 @@ class MetricWriter:
 
     def _to_board(self, row: dict[str, Any]) -> None:
         if self._board is None:
-            from tensorboardX import (
-                SummaryWriter,  # a second of CPU time: not before the first step
-            )
-
             try:  # without a bound on its queue: its thread ends where it cannot write
-                self._board = SummaryWriter(self._board_folder, max_queue=0)
+                self._board = _tensorboard().SummaryWriter(self._board_folder, max_queue=0)
             except OSError:
                 return
         for name, value in row.items():
@@ -216,6 +214,21 @@ class MetricWriter:
             closing.join(10.0)
         else:  # so does the end of this process for what that thread did not read
             writer._event_queue.cancel_join_thread()
+
+
+def _tensorboard() -> ModuleType:
+    """tensorboardX, imported at the first row and without torch, which it would only look for.
+
+    Where torch is installed, that look takes seconds of every process."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]: an import of it fails
+    try:
+        import tensorboardX
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return tensorboardX
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Sources of arrays: scikit-learn's digits, npz files and npy files."""
 
+import importlib.util
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,16 +93,23 @@ class Digits(Arrays):
             raise InputError(
                 f"unknown split {split!r} of the digits; {suggest(split, ('train', 'test'))}"
             )
-        from sklearn.datasets import load_digits
-
-        digits: Any = load_digits()
-        order = np.random.default_rng(0).permutation(len(digits.target))
+        table = np.loadtxt(_digits_file(), np.int64, delimiter=",")  # 64 pixels and a label a row
+        pixels, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+        order = np.random.default_rng(0).permutation(len(labels))
         test = len(order) // 5 + 1
         rows = np.sort(order[:test] if split == "test" else order[test:])
-        images = (digits.images[rows] * (255.0 / 16.0)).round().astype(np.uint8)
+        images = (pixels[rows] * (255.0 / 16.0)).round().astype(np.uint8)
         names = tuple(str(i) for i in range(10))
-        super().__init__(images, digits.target[rows], name=f"digits/{split}", class_names=names)
+        super().__init__(images, labels[rows], name=f"digits/{split}", class_names=names)
         self.rows = rows
+
+
+def _digits_file() -> Path:
+    """The file that `sklearn.datasets.load_digits` reads, without sklearn's two seconds of imports."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("the digits are inside scikit-learn's wheel: pip install scikit-learn")
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
 
 
 class Npz(Arrays):
