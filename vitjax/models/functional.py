@@ -34,20 +34,20 @@ class Model:
     def _build(self, key: jax.Array) -> nnx.Module:
         return self.module(**dict(self.arguments), rngs=nnx.Rngs(params=key))
 
-    @functools.cached_property
+    @property
     def _split(self) -> tuple[Any, PyTree]:
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: self._build(jax.random.key(0))))
-        return graphdef, nnx.to_pure_dict(state)
+        return _split(self)
 
     @property
     def abstract_params(self) -> PyTree:
         """The parameters' shapes and types, with nothing allocated."""
-        return self._split[1]
+        return jax.tree.map(lambda leaf: leaf, self._split[1])  # dicts of the caller's own
 
     @property
     def num_params(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))
 
+    @functools.partial(jax.jit, static_argnums=0)  # traced once for all equal models
     def init(self, key: jax.Array) -> PyTree:
         """Draws parameters; pure, so it can be jitted with sharded outputs."""
         return nnx.to_pure_dict(nnx.split(self._build(key))[1])
@@ -55,3 +55,10 @@ class Model:
     def apply(self, params: PyTree, *args, **kwargs) -> Any:
         """Calls the module with the given parameters."""
         return nnx.merge(self._split[0], nnx.State(params))(*args, **kwargs)
+
+
+@functools.lru_cache(maxsize=256)
+def _split(model: Model) -> tuple[Any, PyTree]:
+    """What equal models share: a search of meshes builds one model hundreds of times."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: model._build(jax.random.key(0))))
+    return graphdef, nnx.to_pure_dict(state)
