@@ -105,7 +105,7 @@ class Digits(Arrays):
 
 
 def _digits_file() -> Path:
-    """The file that `sklearn.datasets.load_digits` reads, without sklearn's two seconds of imports."""
+    """The file that `sklearn.datasets.load_digits` reads, found without importing sklearn."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
         raise InputError("the digits are inside scikit-learn's wheel: pip install scikit-learn")
