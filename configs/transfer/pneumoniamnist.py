@@ -4,7 +4,8 @@
         --checkpoint=CHECKPOINT --workdir=runs/pneumoniamnist
 
 The data: pneumoniamnist.npz, or pneumoniamnist_224.npz, of MedMNIST (CC BY 4.0).
-Runs on: one CPU core with a small checkpoint, in about an hour. Run by us: see docs/medical.md.
+Runs on: two CPU cores with a small checkpoint, presets in an hour and a half. Run by us: see
+docs/medical.md.
 """
 
 from vitjax.medical.settings import transfer_config
