@@ -43,6 +43,7 @@ ROOT = Path(__file__).parent.parent
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", environment.CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.devices()  # all eight, before a test sets the flags of the processes that it starts
 
 
 @pytest.fixture
